@@ -1,0 +1,11 @@
+import { defineConfig } from "vitest/config";
+
+export default defineConfig({
+  test: {
+    include: ["src/**/*.test.ts", "test/**/*.test.ts"],
+    pool: "forks",
+    testTimeout: 120_000,
+    // Two cores: each test file may start its own worker threads.
+    maxWorkers: 2,
+  },
+});
