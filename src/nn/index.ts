@@ -1,0 +1,12 @@
+export { type Activation, linear } from "../ops/linear/index.js";
+export { type AttentionCache, type AttentionConfig, CausalSelfAttention, GATE_BIAS } from "./attention.js";
+export { Block, type BlockConfig } from "./block.js";
+export { Embedding } from "./embedding.js";
+export { Linear, type LinearOptions } from "./linear.js";
+export { MLP, type MLPOptions } from "./mlp.js";
+export { Module, parameter } from "./module.js";
+export { LayerNorm, RMSNorm } from "./norm.js";
+export { constantParameter, type ModuleOptions, normalParameter } from "./options.js";
+export { recompute } from "./recompute.js";
+export { RotaryEmbedding } from "./rotary.js";
+export { SoftmaxCache } from "./softmax-cache.js";
