@@ -64,7 +64,9 @@ export class CausalSelfAttention extends Module {
       }
     }
     if (attention !== "power" && attention !== "softmax") {
-      throw new RangeError(`CausalSelfAttention: attention must be "power" or "softmax", got ${JSON.stringify(attention)}`);
+      throw new RangeError(
+        `CausalSelfAttention: attention must be "power" or "softmax", got ${JSON.stringify(attention)}`,
+      );
     }
     this.config = { nEmbd, nHead, qheadRatio, headSize, attention, degree, chunkSize, disableGating, bias };
     const gates = this.gated ? nHead : 0;

@@ -23,8 +23,7 @@ export class Block extends Module {
   constructor(config: BlockConfig, options: ModuleOptions, positions?: RotaryEmbedding) {
     super();
     const { nEmbd, norm = "layer", mlpRatio = 4, bias = false, outDeviation } = config;
-    const makeNorm = () =>
-      norm === "rms" ? new RMSNorm(nEmbd, options) : new LayerNorm(nEmbd, { ...options, bias });
+    const makeNorm = () => (norm === "rms" ? new RMSNorm(nEmbd, options) : new LayerNorm(nEmbd, { ...options, bias }));
     this.norm1 = makeNorm();
     this.attention = new CausalSelfAttention(config, options, positions);
     this.norm2 = makeNorm();

@@ -73,7 +73,8 @@ export abstract class Module {
   /** The parameters' values by name. */
   async stateDict(): Promise<Map<string, { shape: readonly number[]; values: ArrayLike<number> }>> {
     const dict = new Map<string, { shape: readonly number[]; values: ArrayLike<number> }>();
-    for (const [name, tensor] of this.parameters()) dict.set(name, { shape: tensor.shape, values: await tensor.data() });
+    for (const [name, tensor] of this.parameters())
+      dict.set(name, { shape: tensor.shape, values: await tensor.data() });
     return dict;
   }
 

@@ -1,6 +1,6 @@
+import type { Device } from "../devices/device.js";
 import { rotary, rotaryAngles } from "../ops/rotary/index.js";
 import { fromValues, type Tensor } from "../tensor/tensor.js";
-import type { Device } from "../devices/device.js";
 
 /** Rotary positions: turns q and k so that their product depends on distance. Tables are made once and grow. */
 export class RotaryEmbedding {
@@ -12,7 +12,9 @@ export class RotaryEmbedding {
     readonly base = 10000,
   ) {
     if (headDim % 2 !== 0) {
-      throw new RangeError(`RotaryEmbedding: headSize must be even, got ${headDim}; use positions "learned" or another size`);
+      throw new RangeError(
+        `RotaryEmbedding: headSize must be even, got ${headDim}; use positions "learned" or another size`,
+      );
     }
   }
 

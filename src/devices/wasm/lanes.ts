@@ -6,8 +6,8 @@ import { type Expr, type FunctionBuilder, f32, f32x4, type Int, i32, type Local 
 export interface Lanes {
   load(dtype: DType, row: Expr): Expr;
   store(dtype: DType, row: Expr, value: Expr): void;
-  /** Zero in the lanes that hold no element, so that a reduction leaves them out. */
-  only(value: Expr): Expr;
+  /** `other` (0) in the lanes that hold no element, so that a reduction leaves them out. */
+  only(value: Expr, other?: number): Expr;
 }
 
 /**
@@ -26,7 +26,7 @@ export function forLanes(f: FunctionBuilder, count: Int, body: (lanes: Lanes, i:
   const narrow: Lanes = {
     load: (dtype, row) => first(load1(f, dtype, at(dtype, row))),
     store: (dtype, row, value) => store1(f, dtype, at(dtype, row), f32x4.extract(value, 0)),
-    only: (value) => first(f32x4.extract(value, 0)),
+    only: (value, other = 0) => f32x4.replace(f32x4.const(other), 0, f32x4.extract(value, 0)),
   };
   const total = typeof count === "number" ? i32.const(count) : count;
   f.while(i32.le(i.plus(4), total), () => {
@@ -43,4 +43,10 @@ export function forLanes(f: FunctionBuilder, count: Int, body: (lanes: Lanes, i:
 export function horizontalSum(v: Local): Expr {
   const lane = (k: number) => f32x4.extract(v, k);
   return f32.add(f32.add(lane(0), lane(1)), f32.add(lane(2), lane(3)));
+}
+
+/** The largest of a vector's four lanes. */
+export function horizontalMax(v: Local): Expr {
+  const lane = (k: number) => f32x4.extract(v, k);
+  return f32.max(f32.max(lane(0), lane(1)), f32.max(lane(2), lane(3)));
 }
