@@ -122,8 +122,8 @@ export async function checkGradients<K extends string>(
           // What is written is rounded to f32, so the distance is that of what was written.
           const at = Math.fround(values[k] + step);
           const moved = fromValues(oracle, values.with(k, at), spec.shape, "f32");
-          const out = await run({ ...base, [name]: moved }).data();
-          return { at, sum: out.reduce((sum: number, y: number, j: number) => sum + y * upstream[j], 0) };
+          const out = [...(await run({ ...base, [name]: moved }).data())];
+          return { at, sum: out.reduce((sum, y, j) => sum + y * upstream[j], 0) };
         }),
       );
       const numeric = (high.sum - low.sum) / (high.at - low.at);

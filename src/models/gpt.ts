@@ -48,10 +48,10 @@ const shape = (nLayer: number, nEmbd: number, headSize: number) => ({
   nHead: nEmbd / headSize,
 });
 
-/** Sizes by name; the last is GPT-2's smallest. Parameters are counted with GPT-2's vocabulary only for "124M". */
+/** Sizes by name, by their number of parameters: of the blocks alone, but for "124M", GPT-2's smallest. */
 export const GPT_SIZES = {
   tiny: shape(2, 64, 16),
-  "1M": shape(4, 144, 24),
+  "1M": shape(5, 128, 32),
   "5M": shape(6, 256, 32),
   "20M": shape(8, 448, 32),
   "124M": shape(12, 768, 64),
