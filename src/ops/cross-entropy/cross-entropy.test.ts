@@ -61,11 +61,11 @@ test.each(["f32", "f16", "bf16"] as const)("wasm agrees with the oracle, %s", as
 });
 
 test("many blocks of rows add up to the whole", async () => {
-  // 40,000 classes: 64 rows a block.
+  // 40,000 classes: 64 rows a block, and f32 sums of 40,000 terms in d(x).
   const [rows, width, classes] = [150, 4, 40_000];
   const targets = ids(Array.from({ length: rows }, (_, k) => (k * 7919) % classes));
   const specs = { x: { shape: [rows, width] }, weight: { shape: [classes, width] }, targets };
-  await compare(specs, ({ x, weight, targets }) => linearCrossEntropy(x, weight, targets), 1e-5);
+  await compare(specs, ({ x, weight, targets }) => linearCrossEntropy(x, weight, targets), 1e-4);
   const device = devices.wasm();
   const like = { device, requiresGrad: true };
   const before = device.memory().used;
