@@ -2,7 +2,7 @@ import type { DeviceKind } from "../src/devices/device.js";
 
 /** Which devices have the kernels of each operation: the suites run over these lists. */
 export const READY = {
-  powerFull: ["oracle"],
+  powerFull: ["oracle", "wasm"],
   lowLevel: ["oracle"],
   softmax: ["oracle"],
   featureMap: ["oracle"],
