@@ -106,8 +106,8 @@ export class CausalSelfAttention extends Module {
   /** An empty cache for `forward`. */
   cache(batch: number): AttentionCache {
     const { nHead, headSize, attention, degree } = this.config;
-    const { device, dtype } = this.project.weight;
+    const { device } = this.project.weight;
     if (attention === "softmax") return new SoftmaxCache();
-    return PowerState.empty({ batch, kvHeads: nHead, headDim: headSize, valueDim: headSize, degree, device, dtype });
+    return PowerState.empty({ batch, kvHeads: nHead, headDim: headSize, valueDim: headSize, degree, device });
   }
 }
