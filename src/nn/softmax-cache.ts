@@ -77,6 +77,13 @@ export class SoftmaxCache {
     this.#parts = [{ k: joined.k.keep(), v: joined.v.keep() }];
   }
 
+  clone(): SoftmaxCache {
+    const copy = new SoftmaxCache();
+    copy.#parts = this.#parts.map(({ k, v }) => ({ k: k.alias(), v: v.alias() }));
+    copy.#tokens = this.#tokens;
+    return copy;
+  }
+
   dispose(): void {
     for (const { k, v } of this.#parts) {
       k.dispose();
