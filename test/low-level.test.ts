@@ -122,7 +122,7 @@ async function solveOn(kind: (typeof READY.lowLevel)[number] | "wasm", inputs: A
 
 describe("low-level operations against the oracle", () => {
   const kinds = others(READY.lowLevel) as "wasm"[];
-  it.skipIf(kinds.length > 0)("no other device yet", (context) => context.skip());
+  if (kinds.length === 0) it.skip("no device besides the oracle has the kernels");
   for (const kind of kinds) {
     for (const degree of [1, 2, 3, 4]) {
       for (const gated of [true, false]) {

@@ -4,6 +4,7 @@ import { OracleDevice } from "../src/devices/oracle.js";
 import { chunkAttention } from "../src/ops/chunk-attention/index.js";
 import { chunkState } from "../src/ops/chunk-state/index.js";
 import { featureMap } from "../src/ops/feature-map/index.js";
+import { gateCheck } from "../src/ops/gate-check/index.js";
 import { queryState } from "../src/ops/query-state/index.js";
 import { softmaxAttention } from "../src/ops/softmax-attention/index.js";
 import { stateScan } from "../src/ops/state-scan/index.js";
@@ -12,6 +13,7 @@ import { powerAttention, powerFull } from "../src/power-attention.js";
 import { randn, tensor, zeros } from "../src/tensor/create.js";
 import type { DType } from "../src/tensor/dtype.js";
 import type { Tensor } from "../src/tensor/tensor.js";
+import { READY } from "./devices.js";
 
 const device = await getDevice("oracle");
 const x = (shape: number[], dtype: DType = "f32") => zeros(shape, { device, dtype });
@@ -318,6 +320,27 @@ describe("bad input", () => {
     const before = own.memory().used;
     expect(() => powerFull(q, q, q, { degree: -1 })).toThrow(RangeError);
     expect(own.memory().used).toBe(before);
+  });
+});
+
+describe.each(["oracle", "wasm"] as const)("gate check on %s", async (kind) => {
+  const own = await getDevice(kind);
+  it("finds the first value above 0, in a view too", () => {
+    const values = [0, -1, Number.NaN, Number.NEGATIVE_INFINITY, 2 ** -20, 3];
+    const logG = tensor(values, [6], { device: own });
+    expect(gateCheck(own, logG)).toEqual({ at: 4, value: 2 ** -20 });
+    expect(gateCheck(own, logG.slice(0, 5, 6))).toEqual({ at: 0, value: 3 });
+    expect(gateCheck(own, logG.slice(0, 0, 4))).toBe(undefined);
+    expect(gateCheck(own, logG.slice(0, 0, 0))).toBe(undefined);
+  });
+});
+
+describe.each(READY.powerFull)("check mode on %s", (kind) => {
+  it("names powerFull where it produced a NaN", async () => {
+    const own = await getDevice(kind, { check: true });
+    const q = tensor([1, Number.NaN], [1, 2, 1, 1], { device: own });
+    expect(() => powerFull(q, q, q)).toThrow(/^powerFull: produced a NaN/);
+    own.dispose();
   });
 });
 
