@@ -77,6 +77,8 @@ interface Sequence {
   /** States that are read: the initial one (absent: zero), or one for each chunk. */
   from?: { s: Tensor; z: Tensor };
   normalize: keyof typeof NORMALIZE;
+  /** The output in f32, where its own dtype is a half. */
+  exact?: Tensor;
   queryUnits?: boolean;
   keyUnits?: boolean;
 }
@@ -125,6 +127,7 @@ function sequence(device: WasmDevice, plan: SequencePlan, run: Sequence) {
     queryUnits: run.queryUnits ? 1 : 0,
     keyUnits: run.keyUnits ? 1 : 0,
     normalize: NORMALIZE[run.normalize],
+    exact: address(run.exact),
     scale: plan.scale,
     s0: address(run.from?.s),
     z0: address(run.from?.z),
