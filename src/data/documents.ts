@@ -1,5 +1,5 @@
 import { createReadStream, type Dirent, readdirSync, statSync } from "node:fs";
-import { extname, join } from "node:path";
+import { join } from "node:path";
 import { createInterface } from "node:readline";
 import type { Readable } from "node:stream";
 
@@ -11,19 +11,19 @@ export interface TextPiece {
 }
 
 export interface DocumentOptions {
-  /** Extensions that count in folders, with or without a dot. */
+  /** Ends of names that count in folders, with or without a dot: `md`, `.d.ts`. */
   extensions: readonly string[];
   /** The field of a .jsonl line that holds its text. */
   field: string;
 }
 
 /** The text files in a folder, deepest too, in an order that does not depend on the file system. */
-function* filesIn(folder: string, extensions: ReadonlySet<string>): Generator<string> {
+function* filesIn(folder: string, extensions: readonly string[]): Generator<string> {
   const byName = (a: Dirent, b: Dirent) => (a.name < b.name ? -1 : 1);
   for (const entry of readdirSync(folder, { withFileTypes: true }).sort(byName)) {
     const path = join(folder, entry.name);
     if (entry.isDirectory()) yield* filesIn(path, extensions);
-    else if (entry.isFile() && extensions.has(extname(entry.name).toLowerCase())) yield path;
+    else if (entry.isFile() && extensions.some((e) => entry.name.toLowerCase().endsWith(e))) yield path;
   }
 }
 
@@ -67,7 +67,7 @@ export async function* documents(
   { extensions, field }: DocumentOptions,
   stdin: Readable = process.stdin,
 ): AsyncGenerator<TextPiece> {
-  const wanted = new Set(extensions.map((e) => (e.startsWith(".") ? e : `.${e}`).toLowerCase()));
+  const wanted = extensions.map((e) => (e.startsWith(".") ? e : `.${e}`).toLowerCase());
   for (const source of sources) {
     if (source === "-") {
       yield* piecesOf("-", stdin);

@@ -199,7 +199,12 @@ export async function train(options: TrainOptions): Promise<TrainResult> {
       }
       const squaredNorm = optimizer.squaredNorm();
       const gradientNorm = Math.sqrt(await squaredNorm.item());
-      checkProgress(state, loss, gradientNorm, learningRate, checkpoint);
+      try {
+        checkProgress(state, loss, gradientNorm, learningRate, checkpoint);
+      } catch (error) {
+        report(false);
+        throw error;
+      }
       optimizer.update(learningRate, squaredNorm);
       await device.sync();
       model.clearGrad();
@@ -232,8 +237,8 @@ export async function train(options: TrainOptions): Promise<TrainResult> {
       aborted ||= signal?.aborted ?? false;
     }
     if (aborted && !existsSync(join(out, "checkpoints", stepName(state.step)))) await save(false);
-  } finally {
     report(false);
+  } finally {
     optimizer.dispose();
     model.dispose();
   }
