@@ -2,9 +2,12 @@ import type { Device } from "../devices/device.js";
 import { rotary, rotaryAngles } from "../ops/rotary/index.js";
 import { fromValues, type Tensor } from "../tensor/tensor.js";
 
-/** Rotary positions: turns q and k so that their product depends on distance. Tables are made once and grow. */
+/**
+ * Rotary positions: turns q and k so that their product depends on distance. The angles of the last range of positions
+ * are kept: training asks for the same ones each time, and while writing all layers ask for those of one token.
+ */
 export class RotaryEmbedding {
-  #tables: { cos: Tensor; sin: Tensor; time: number } | undefined;
+  #kept: { cos: Tensor; sin: Tensor; start: number; time: number } | undefined;
 
   constructor(
     readonly headDim: number,
@@ -23,23 +26,19 @@ export class RotaryEmbedding {
    * @param start position of the first token; default 0
    */
   apply(x: Tensor, start = 0): Tensor {
-    const end = start + x.shape[1];
-    if (!this.#tables || this.#tables.time < end) this.#grow(end);
-    const { cos, sin } = this.#tables!;
-    return rotary(x, cos.slice(0, start, end), sin.slice(0, start, end));
-  }
-
-  #grow(needed: number): void {
-    this.dispose();
-    const time = 2 ** Math.ceil(Math.log2(Math.max(needed, 64)));
-    const { cos, sin } = rotaryAngles(this.headDim, 0, time, this.base);
-    const table = (values: Float32Array) => fromValues(this.device, values, [time, this.headDim / 2], "f32").keep();
-    this.#tables = { cos: table(cos), sin: table(sin), time };
+    const time = x.shape[1];
+    if (this.#kept?.start !== start || this.#kept.time !== time) {
+      this.dispose();
+      const angles = rotaryAngles(this.headDim, start, time, this.base);
+      const table = (values: Float32Array) => fromValues(this.device, values, [time, this.headDim / 2], "f32").keep();
+      this.#kept = { cos: table(angles.cos), sin: table(angles.sin), start, time };
+    }
+    return rotary(x, this.#kept.cos, this.#kept.sin);
   }
 
   dispose(): void {
-    this.#tables?.cos.dispose();
-    this.#tables?.sin.dispose();
-    this.#tables = undefined;
+    this.#kept?.cos.dispose();
+    this.#kept?.sin.dispose();
+    this.#kept = undefined;
   }
 }
