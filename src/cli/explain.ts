@@ -1,4 +1,5 @@
 const SENTENCES: Record<string, string> = {
+  EFBIG: "the file would be larger than is allowed here; what was saved before is as it was",
   ENOSPC: "the disk is full; what was saved before is as it was",
   EACCES: "permission is denied",
   EPERM: "permission is denied",
