@@ -1,9 +1,15 @@
+import { readFileSync } from "node:fs";
+import { dirname, join } from "node:path";
+import { fileURLToPath } from "node:url";
 import { type Array as JaxArray, blockUntilReady, init, jit, numpy as np, tree, vjp } from "@jax-js/jax";
 import { byHead, byToken, type Gradients, type Peer, type PeerForm, type PeerTask, type Problem } from "./peer.js";
 
 // Arrays are counted: a use consumes its operand unless it says `.ref`.
 
-/** x·xᵀ of every row, flattened: [N, C, d] to [N, C, d·d]. The product of all pairs beat the symmetric half here. */
+/**
+ * x·xᵀ of every row, flattened: [N, C, d] to [N, C, d·d]. The symmetric half (by shifts and a concatenation) has half the
+ * products and was measured slower here, forward and backward, compiled or not.
+ */
 function expand(x: JaxArray): JaxArray {
   const [n, c, d] = x.shape;
   return x.ref
@@ -12,24 +18,10 @@ function expand(x: JaxArray): JaxArray {
     .reshape([n, c, d * d]);
 }
 
-/** The symmetric half: pairs (i, i+s mod d) for s = 0 … d/2, with the multiplicity on the `weighted` side. */
-function expandShift(x: JaxArray, weighted: boolean): JaxArray {
-  const d = x.shape[2];
-  const twice = np.concatenate([x.ref, x.ref], 2);
-  const half = d / 2;
-  const shifted = Array.from({ length: half + 1 }, (_, s) => twice.ref.slice([], [], [s, s + d]));
-  twice.dispose();
-  const plain = Array.from({ length: half + 1 }, (_, s) =>
-    weighted && s !== 0 && s !== half ? x.ref.mul(2) : x.ref,
-  );
-  x.dispose();
-  return np.concatenate(shifted, 2).mul(np.concatenate(plain, 2));
-}
-
-/** exp(a_i − a_j) for j ≤ i, 0 above: [N, C] to [N, C, C]. `diagonal` −1 leaves the diagonal out. */
-function decayOf(sums: JaxArray, rows: JaxArray): JaxArray {
-  const [n, c] = sums.shape;
-  const difference = rows.reshape([n, c, 1]).sub(sums.reshape([n, 1, c]));
+/** exp(G_i − G_j) for j ≤ i, 0 above: [N, C] to [N, C, C]. */
+function decayOf(gates: JaxArray): JaxArray {
+  const [n, c] = gates.shape;
+  const difference = gates.ref.reshape([n, c, 1]).sub(gates.reshape([n, 1, c]));
   return np.exp(np.where(np.tri(c, c, 0, { dtype: np.bool }), difference, -1e30));
 }
 
@@ -38,31 +30,31 @@ function powerHead(form: PeerForm, q: JaxArray, k: JaxArray, v: JaxArray, logG: 
   const [tokens, d] = q.shape;
   const c = Math.min(form.chunkSize, tokens);
   const n = tokens / c;
-  const expandKey = (x: JaxArray) => (form.expansion.startsWith("shift") ? expandShift(x, true) : expand(x));
-  const expandQuery = (x: JaxArray) => (form.expansion.startsWith("shift") ? expandShift(x, false) : expand(x));
   const qc = q.reshape([n, c, d]).mul(1 / Math.sqrt(d));
   const kc = k.reshape([n, c, d]);
-  // The key sum rides along as a last column of ones.
-  const vc = np.concatenate([v.reshape([n, c, d]), np.ones([n, c, 1])], 2);
+  // The key sum z is summed on its own: a column more than a multiple of 4 makes the products ten times slower.
+  const vc = v.reshape([n, c, d]);
   const gates = np.matmul(logG.reshape([n, c]), np.triu(np.ones([c, c]))); // running sums inside each chunk
   const ends = gates.ref.slice([], [c - 1, c]); // [n, 1]
   const scores = np.matmul(qc.ref, np.matrixTranspose(kc.ref));
-  const inside = np.matmul(np.square(scores).mul(decayOf(gates.ref, gates.ref)), vc.ref);
+  const weights = np.square(scores).mul(decayOf(gates.ref));
   const toEnd = np.exp(ends.ref.sub(gates.ref)).reshape([n, c, 1]);
-  const states = np.matmul(np.matrixTranspose(expandKey(kc)), vc.mul(toEnd)); // [n, D, d + 1]
-  const features = states.shape[1];
+  const keyFeatures = expand(kc).mul(toEnd); // [n, c, D]
+  const features = keyFeatures.shape[2];
+  const sums = np.sum(keyFeatures.ref, 1); // [n, D]
+  const states = np.matmul(np.matrixTranspose(keyFeatures), vc.ref); // [n, D, d]
   // entering_m = Σ_{l<m} exp(E_{m−1} − E_l) state_l, E the running sum of the chunks' ends.
   const after = np.matmul(np.tri(n, n), ends.ref).reshape([1, n]);
   const before = np.matmul(np.tri(n, n, -1), ends).reshape([n, 1]);
   const carry = np.exp(np.where(np.tri(n, n, -1, { dtype: np.bool }), before.sub(after), -1e30));
-  const entering = np.matmul(carry, states.reshape([n, features * (d + 1)])).reshape([n, features, d + 1]);
-  const queried = np.matmul(expandQuery(qc), entering).mul(np.exp(gates).reshape([n, c, 1]));
-  const y = inside.add(queried);
-  const sum = y.ref.slice([], [], [d, d + 1]);
-  return y
-    .slice([], [], [0, d])
-    .div(sum)
-    .reshape([tokens, d]);
+  const entering = np.matmul(carry.ref, states.reshape([n, features * d])).reshape([n, features, d]);
+  const enteringSums = np.matmul(carry, sums).reshape([n, 1, features]);
+  const fromStart = np.exp(gates).reshape([n, c, 1]);
+  const queryFeatures = expand(qc).mul(fromStart);
+  const total = np
+    .sum(weights.ref, 2, { keepdims: true })
+    .add(np.sum(queryFeatures.ref.mul(enteringSums), 2, { keepdims: true }));
+  return np.matmul(weights, vc).add(np.matmul(queryFeatures, entering)).div(total).reshape([tokens, d]);
 }
 
 /** Causal softmax attention in blocks of queries, each against the keys up to its end. */
@@ -83,8 +75,13 @@ function softmaxHead(form: PeerForm, q: JaxArray, k: JaxArray, v: JaxArray): Jax
   return np.concatenate(outputs, 0);
 }
 
+function installedVersion(): string {
+  const entry = fileURLToPath(import.meta.resolve("@jax-js/jax"));
+  return JSON.parse(readFileSync(join(dirname(entry), "../package.json"), "utf8")).version;
+}
+
 /** The peer on jax-js's wasm backend, compiled with its `jit` where the form says so. Heads run one after another. */
-export async function jaxPeer(version: string): Promise<Peer> {
+export async function jaxPeer(): Promise<Peer> {
   await init("wasm");
   let heads: { inputs: JaxArray[]; upstream: JaxArray }[] = [];
   let shape = { tokens: 0, heads: 0 };
@@ -124,9 +121,9 @@ export async function jaxPeer(version: string): Promise<Peer> {
   };
   return {
     name: "jax-js",
-    version,
+    version: installedVersion(),
     threads: typeof Worker === "undefined" ? 1 : navigator.hardwareConcurrency,
-    candidates: ["outer", "outer jit", "shift", "shift jit"].flatMap((expansion) =>
+    candidates: ["outer", "outer jit"].flatMap((expansion) =>
       [128, 256, 512].map((chunkSize) => ({ chunkSize, expansion })),
     ),
     async load(problem: Problem) {

@@ -1,0 +1,78 @@
+import { makeProblem, type Peer, type PeerForm, type PeerTask, worstError } from "./peer.js";
+import { reference } from "./reference.js";
+import { installWebWorker } from "./web-worker.js";
+
+/** What the parent asks; see PeerProcess. */
+export type Question =
+  | { ask: "start"; name: "tfjs" | "jax-js"; threads: number }
+  | { ask: "check" }
+  | { ask: "load"; tokens: number; heads: number; headDim: number }
+  | { ask: "choose"; task: PeerTask }
+  | { ask: "run"; task: PeerTask; form: PeerForm };
+
+let peer: Peer;
+
+async function start(name: "tfjs" | "jax-js", threads: number): Promise<Peer> {
+  if (name === "tfjs") return (await import("./tfjs.js")).tfjsPeer();
+  if (threads > 1) installWebWorker(threads);
+  return (await import("./jax-js.js")).jaxPeer();
+}
+
+async function timed(task: PeerTask, form: PeerForm): Promise<number> {
+  const begin = performance.now();
+  await peer.run(task, form);
+  return performance.now() - begin;
+}
+
+/** The largest error of outputs and gradients against float64, over every form that is timed. */
+async function check(): Promise<number> {
+  const problem = makeProblem(256, 2, 64, 1);
+  await peer.load(problem);
+  let worst = 0;
+  for (const kind of ["power", "softmax"] as const) {
+    const wanted = reference(kind, problem);
+    for (const candidate of peer.candidates.filter(({ chunkSize }) => chunkSize <= 128)) {
+      await peer.run(kind === "power" ? "forward-backward" : "softmax-forward-backward", candidate);
+      const { output, gradients } = await peer.result();
+      worst = Math.max(worst, worstError(output, wanted.output));
+      for (const part of ["q", "k", "v", "logG"] as const) {
+        if (kind === "softmax" && part === "logG") continue;
+        worst = Math.max(worst, worstError(gradients![part], wanted.gradients[part]));
+      }
+    }
+  }
+  return worst;
+}
+
+async function choose(task: PeerTask): Promise<{ form: PeerForm; milliseconds: number }> {
+  let best: { form: PeerForm; milliseconds: number } | undefined;
+  for (const form of peer.candidates) {
+    await timed(task, form); // compiles
+    const milliseconds = Math.min(await timed(task, form), await timed(task, form));
+    if (!best || milliseconds < best.milliseconds) best = { form, milliseconds };
+  }
+  return best!;
+}
+
+async function answer(question: Question): Promise<unknown> {
+  switch (question.ask) {
+    case "start":
+      peer = await start(question.name, question.threads);
+      return { name: peer.name, version: peer.version, threads: peer.threads };
+    case "check":
+      return check();
+    case "load":
+      return peer.load(makeProblem(question.tokens, question.heads, question.headDim, 2));
+    case "choose":
+      return choose(question.task);
+    case "run":
+      return timed(question.task, question.form);
+  }
+}
+
+process.on("message", (question: Question) => {
+  answer(question).then(
+    (value) => process.send!({ value }),
+    (error) => process.send!({ error: String(error?.stack ?? error) }),
+  );
+});
