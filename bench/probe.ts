@@ -17,9 +17,7 @@ interface Form {
 /** Which one is fastest depends on the machine (latencies) and the engine (registers): all are measured. */
 const FORMS: readonly Form[] = [
   ...[8, 10, 12, 13, 14].map((accumulators) => ({ accumulators, unroll: 4, kind: "chain" as const })),
-  ...[8, 10, 12].flatMap((accumulators) =>
-    [1, 2].map((unroll) => ({ accumulators, unroll, kind: "load" as const })),
-  ),
+  ...[8, 10, 12].flatMap((accumulators) => [1, 2].map((unroll) => ({ accumulators, unroll, kind: "load" as const }))),
 ];
 
 /** A loop of multiply-adds; no step can be shared or moved out of it. */
@@ -44,7 +42,11 @@ function loop(device: WasmDevice, { accumulators, unroll, kind }: Form): WasmMod
           }
         });
         // Stored, or the engine could drop the loop.
-        f.store("v128", scratch, x.reduce<Expr>((sum, local) => f32x4.add(sum, local), c));
+        f.store(
+          "v128",
+          scratch,
+          x.reduce<Expr>((sum, local) => f32x4.add(sum, local), c),
+        );
       },
       { exported: true },
     );

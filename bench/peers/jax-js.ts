@@ -1,8 +1,8 @@
 import { readFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { type Array as JaxArray, blockUntilReady, init, jit, numpy as np, tree, vjp } from "@jax-js/jax";
-import { byHead, byToken, type Gradients, type Peer, type PeerForm, type PeerTask, type Problem } from "./peer.js";
+import { blockUntilReady, init, type Array as JaxArray, jit, numpy as np, tree, vjp } from "@jax-js/jax";
+import { byHead, type Gradients, joinHeads, type Peer, type PeerForm, type PeerTask, type Problem } from "./peer.js";
 
 // Arrays are counted: a use consumes its operand unless it says `.ref`.
 
@@ -84,7 +84,7 @@ function installedVersion(): string {
 export async function jaxPeer(): Promise<Peer> {
   await init("wasm");
   let heads: { inputs: JaxArray[]; upstream: JaxArray }[] = [];
-  let shape = { tokens: 0, heads: 0 };
+  let tokens = 0;
   let outputs: JaxArray[] = [];
   let gradients: JaxArray[][] = [];
   const compiled = new Map<string, (...inputs: JaxArray[]) => JaxArray[]>();
@@ -113,12 +113,8 @@ export async function jaxPeer(): Promise<Peer> {
     if (!compiled.has(key)) compiled.set(key, jit(call) as typeof call);
     return compiled.get(key)!;
   };
-  const gather = async (arrays: JaxArray[]) => {
-    const parts = await Promise.all(arrays.map((array) => array.ref.data()));
-    const all = new Float32Array(parts.reduce((n, part) => n + part.length, 0));
-    parts.reduce((at, part) => (all.set(part as Float32Array, at), at + part.length), 0);
-    return byToken(all, shape.tokens, shape.heads);
-  };
+  const gather = async (arrays: JaxArray[]) =>
+    joinHeads(await Promise.all(arrays.map((array) => array.ref.data())), tokens);
   return {
     name: "jax-js",
     version: installedVersion(),
@@ -129,8 +125,8 @@ export async function jaxPeer(): Promise<Peer> {
     async load(problem: Problem) {
       clear();
       for (const { inputs, upstream } of heads) for (const x of [...inputs, upstream]) x.dispose();
-      shape = { tokens: problem.tokens, heads: problem.heads };
-      const { tokens, headDim: d } = problem;
+      tokens = problem.tokens;
+      const { headDim: d } = problem;
       const split = (values: Float32Array, dim: number) => {
         const all = byHead(values, tokens, problem.heads);
         return Array.from({ length: problem.heads }, (_, h) => {

@@ -79,6 +79,17 @@ export function makeProblem(tokens: number, heads: number, headDim: number, seed
   };
 }
 
+/** Per-head results, one after another, as [T, H, dim]. */
+export function joinHeads(parts: readonly ArrayLike<number>[], tokens: number): Float32Array {
+  const all = new Float32Array(parts.reduce((n, part) => n + part.length, 0));
+  let at = 0;
+  for (const part of parts) {
+    all.set(part, at);
+    at += part.length;
+  }
+  return byToken(all, tokens, parts.length);
+}
+
 /** The largest difference relative to the largest value of what is wanted. */
 export function worstError(got: ArrayLike<number>, wanted: ArrayLike<number>): number {
   if (got.length !== wanted.length) return Number.POSITIVE_INFINITY;

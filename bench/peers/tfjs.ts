@@ -1,6 +1,6 @@
 import * as tf from "@tensorflow/tfjs";
 import { getThreadsCount, version_wasm } from "@tensorflow/tfjs-backend-wasm";
-import { byHead, byToken, type Gradients, type Peer, type PeerForm, type PeerTask, type Problem } from "./peer.js";
+import { byHead, type Gradients, joinHeads, type Peer, type PeerForm, type PeerTask, type Problem } from "./peer.js";
 
 type Matrix = tf.Tensor2D;
 
@@ -113,7 +113,7 @@ export async function tfjsPeer(): Promise<Peer> {
   tf.env().set("PROD", true);
   await tf.setBackend("wasm");
   let heads: Head[] = [];
-  let shape = { tokens: 0, heads: 0 };
+  let tokens = 0;
   let outputs: tf.Tensor[] = [];
   let gradients: tf.Tensor[][] = [];
   const clear = () => {
@@ -121,12 +121,8 @@ export async function tfjsPeer(): Promise<Peer> {
     outputs = [];
     gradients = [];
   };
-  const gather = async (tensors: tf.Tensor[]) => {
-    const parts = await Promise.all(tensors.map((tensor) => tensor.data()));
-    const all = new Float32Array(parts.reduce((n, part) => n + part.length, 0));
-    parts.reduce((at, part) => (all.set(part, at), at + part.length), 0);
-    return byToken(all, shape.tokens, shape.heads);
-  };
+  const gather = async (tensors: tf.Tensor[]) =>
+    joinHeads(await Promise.all(tensors.map((tensor) => tensor.data())), tokens);
   return {
     name: "tfjs-wasm",
     version: version_wasm,
@@ -137,8 +133,8 @@ export async function tfjsPeer(): Promise<Peer> {
     async load(problem: Problem) {
       clear();
       tf.dispose(heads.map(({ inputs, upstream }) => [...inputs, upstream]));
-      shape = { tokens: problem.tokens, heads: problem.heads };
-      const { tokens, headDim: d } = problem;
+      tokens = problem.tokens;
+      const { headDim: d } = problem;
       const split = (values: Float32Array, dim: number) => {
         const all = byHead(values, tokens, problem.heads);
         return Array.from({ length: problem.heads }, (_, h) => all.slice(h * tokens * dim, (h + 1) * tokens * dim));
