@@ -1,13 +1,22 @@
-import { type Expr, f32, f32x4, type FunctionHandle, i32, type Local, select, v128 } from "../../../devices/wasm/emitter.js";
+import {
+  type Expr,
+  type FunctionHandle,
+  f32,
+  f32x4,
+  i32,
+  type Local,
+  select,
+  v128,
+} from "../../../devices/wasm/emitter.js";
 import { Arguments, KERNEL_PARAMS } from "../../../devices/wasm/kernel.js";
 import { LAYERNORM_EPSILON } from "../contract.js";
 import type { Parts } from "./parts.js";
 import {
   type ChunkBuffers,
   type ChunkContext,
+  type ChunkSizes,
   chunkBuffers,
   chunkGates,
-  type ChunkSizes,
   fillOnes,
   keyFactor,
   Layout,
@@ -50,7 +59,9 @@ export function forwardBuffers(dim: Parts["dim"], sizes: ChunkSizes): { buffers:
   return { buffers, bytes: layout.bytes };
 }
 
-const BUFFER_NAMES = Object.keys(forwardBuffers({ d: 8, e: 8, block: 16 } as Parts["dim"], { groups: 1, group: 1, features: 1 }).buffers);
+const BUFFER_NAMES = Object.keys(
+  forwardBuffers({ d: 8, e: 8, block: 16 } as Parts["dim"], { groups: 1, group: 1, features: 1 }).buffers,
+);
 
 export const FORWARD_ARGUMENTS = new Arguments({
   ...SEQUENCE_FIELDS,
@@ -150,7 +161,10 @@ export function writeForward(parts: Parts): FunctionHandle {
         f.if(a.inside, () => f.call(inside, args, scratch, groups));
         f.if(a.q, () => f.call(finish, args, scratch, b, h, t0, n));
         const more = i32.lt(chunk, a.chunks.minus(1));
-        const wanted = i32.or(i32.eq(a.writes, STATES.each), i32.or(i32.and(carry, more), i32.eq(a.writes, STATES.carry)));
+        const wanted = i32.or(
+          i32.eq(a.writes, STATES.each),
+          i32.or(i32.and(carry, more), i32.eq(a.writes, STATES.carry)),
+        );
         f.if(wanted, () => {
           f.if(i32.eq(a.writes, STATES.each), clear);
           f.call(
@@ -258,9 +272,8 @@ function writeFinish(parts: Parts): FunctionHandle {
             f.if(i32.eq(a.normalize, NORMALIZE.sum), () => {
               factor.set(select(f32.const(0), f32.div(1, sum), f32.eq(sum, 0)));
             });
-            f.if(
-              i32.eq(a.normalize, NORMALIZE.layernorm),
-              () => factor.set(f.value(normalise, y.plus(r.times(4 * dim.e)))),
+            f.if(i32.eq(a.normalize, NORMALIZE.layernorm), () =>
+              factor.set(f.value(normalise, y.plus(r.times(4 * dim.e)))),
             );
             f.store("f32", sums.plus(r.times(4)), factor);
             f.if(a.rowOut, () => f.store("f32", a.rowOut.plus(i32.add(row, i32.mul(r, queryHeads)).times(4)), factor));
@@ -285,10 +298,7 @@ function writeFinish(parts: Parts): FunctionHandle {
 function writeLayerNormRow(parts: Parts): FunctionHandle {
   const { m, dim } = parts;
   const sumOf = (v: Local) =>
-    f32.add(
-      f32.add(f32x4.extract(v, 0), f32x4.extract(v, 1)),
-      f32.add(f32x4.extract(v, 2), f32x4.extract(v, 3)),
-    );
+    f32.add(f32.add(f32x4.extract(v, 0), f32x4.extract(v, 1)), f32.add(f32x4.extract(v, 2), f32x4.extract(v, 3)));
   const tail = dim.valueDim % 4;
   const vectors = Math.ceil(dim.valueDim / 4);
   return m.function(

@@ -2,10 +2,11 @@ import { addressOf, type WasmDevice, type WasmModule, wasmDevice } from "../../.
 import { monomials } from "../../../feature-map.js";
 import { DTYPE_BYTES } from "../../../tensor/dtype.js";
 import { empty, type Tensor } from "../../../tensor/tensor.js";
-import type { PowerInputs, PowerPlan, PowerResult, SequencePlan } from "../contract.js";
+import type { PowerGradients, PowerInputs, PowerPlan, PowerResult, PowerUpstream, SequencePlan } from "../contract.js";
+import { BACKWARD_ARGUMENTS, backwardBuffers, writeBackward } from "./backward.js";
 import { featureRuns } from "./expand.js";
 import { FORWARD_ARGUMENTS, forwardBuffers, STATES, writeForward } from "./forward.js";
-import { dimensionsOf, type Dimensions, type Kernel, Parts } from "./parts.js";
+import { type Dimensions, dimensionsOf, type Kernel, Parts } from "./parts.js";
 import { NORMALIZE } from "./sequence.js";
 import { GROUP } from "./tiles.js";
 
@@ -49,7 +50,9 @@ export function kernelsOf(device: WasmDevice, kernel: Kernel): { module: WasmMod
   const dim = dimensionsOf(kernel);
   const { headDim, valueDim, degree, dtype, outDtype } = kernel;
   const module = device.module(`power-attention d=${headDim} e=${valueDim} p=${degree} ${dtype} ${outDtype}`, (m) => {
-    writeForward(new Parts(m, dim));
+    const parts = new Parts(m, dim);
+    writeForward(parts);
+    writeBackward(parts);
   });
   return { module, dim };
 }
@@ -64,7 +67,13 @@ export function sequenceArguments(
   device: WasmDevice,
   plan: SequencePlan,
   tensors: { q?: Tensor; k?: Tensor; v?: Tensor; logG?: Tensor },
-  more: { inside: boolean; queryUnits?: boolean; keyUnits?: boolean; normalize: keyof typeof NORMALIZE; states: boolean },
+  more: {
+    inside: boolean;
+    queryUnits?: boolean;
+    keyUnits?: boolean;
+    normalize: keyof typeof NORMALIZE;
+    states: boolean;
+  },
 ) {
   const { q, k, v, logG } = tensors;
   const table = more.states ? tablesOf(device, plan.headDim, plan.degree) : NO_TABLES;
@@ -146,4 +155,79 @@ export function powerForwardWasm(plan: PowerPlan, inputs: PowerInputs): PowerRes
     bytes,
   );
   return { output, finalState, saved: [rows] };
+}
+
+export function powerBackwardWasm(
+  plan: PowerPlan,
+  inputs: PowerInputs,
+  output: Tensor,
+  saved: readonly Tensor[],
+  upstream: PowerUpstream,
+): PowerGradients {
+  const { q, k, v, logG, initialState } = inputs;
+  const device = wasmDevice(q);
+  const { queryHeads, heads, headDim, valueDim, degree } = plan;
+  const { module, dim } = kernelsOf(device, { headDim, valueDim, degree, dtype: q.dtype, outDtype: q.dtype });
+  const like = (x: Tensor) => empty(x.shape, device, x.dtype);
+  const gradients: PowerGradients = {
+    q: like(q),
+    k: like(k),
+    v: like(v),
+    logG: logG && like(logG),
+    initialState: initialState && { s: like(initialState.s), z: like(initialState.z) },
+  };
+  const dFinal = finalGradient(plan, device, upstream.finalState);
+  const sizes = chunkSizes(plan, queryHeads / heads, plan.usesState);
+  const { buffers, bytes } = backwardBuffers(dim, { ...sizes, chunks: plan.chunks, states: plan.usesState });
+  device.run(
+    module,
+    "backward",
+    BACKWARD_ARGUMENTS,
+    {
+      ...sequenceArguments(device, plan, inputs, {
+        inside: true,
+        ...units(plan),
+        normalize: plan.normalize,
+        states: plan.usesState,
+      }),
+      out: address(output),
+      dOut: address(upstream.output),
+      rowIn: address(saved[0]),
+      dSumIn: 0,
+      s0: address(initialState?.s),
+      z0: address(initialState?.z),
+      dsN: address(dFinal?.s),
+      dzN: address(dFinal?.z),
+      dqOut: address(gradients.q),
+      dkOut: address(gradients.k),
+      dvOut: address(gradients.v),
+      dLogG: address(gradients.logG),
+      ds0: address(gradients.initialState?.s),
+      dz0: address(gradients.initialState?.z),
+      reads: plan.usesState ? STATES.carry : STATES.none,
+      writes: dFinal ? STATES.carry : STATES.none,
+      ...buffers,
+    },
+    plan.batch * heads,
+    bytes,
+  );
+  if (dFinal?.s !== upstream.finalState?.s) dFinal?.s.dispose();
+  if (dFinal?.z !== upstream.finalState?.z) dFinal?.z.dispose();
+  return gradients;
+}
+
+/** Both parts of the final state's gradient where either arrived; the absent one is zero. */
+function finalGradient(plan: PowerPlan, device: WasmDevice, given: PowerUpstream["finalState"]) {
+  if (!given?.s && !given?.z) return undefined;
+  const { batch, heads, expandedDim, valueDim } = plan;
+  const zeros = (shape: number[]) => {
+    const tensor = empty(shape, device, "f32");
+    const count = tensor.size;
+    new Float32Array(device.wasmMemory.buffer, addressOf(tensor), count).fill(0);
+    return tensor;
+  };
+  return {
+    s: given.s ?? zeros([batch, heads, expandedDim, valueDim]),
+    z: given.z ?? zeros([batch, heads, expandedDim]),
+  };
 }

@@ -1,4 +1,13 @@
-import { type FunctionHandle, f32, f32x4, f64, i32, type Local, type ModuleBuilder, v128 } from "../../../devices/wasm/emitter.js";
+import {
+  type FunctionHandle,
+  f32,
+  f32x4,
+  f64,
+  i32,
+  type Local,
+  type ModuleBuilder,
+  v128,
+} from "../../../devices/wasm/emitter.js";
 import { GROUP, LINE, PANEL, power } from "./tiles.js";
 
 /**
@@ -136,6 +145,81 @@ export function writeDiagonalTimesPanels(m: ModuleBuilder, columns: number): Fun
         });
         lines.add(4);
         y.add(4 * columns);
+      });
+    },
+  );
+}
+
+/** Bytes between rows of the backward's blocks of weights: four groups of queries side by side. */
+export const BLOCK_ROW = 4 * LINE;
+
+/**
+ * The backward of `weigh` for one group of queries and `rows` earlier keys, in place: scores become weights w, and
+ * what arrived for the weights (dw + dSum[t]) becomes what goes to the scores, ds = p · s^(p−1) · decay · (dw + dSum).
+ */
+export function writeWeighGradient(m: ModuleBuilder, degree: number): FunctionHandle {
+  return m.function(
+    "weigh-gradient",
+    [
+      ["scores", "i32"],
+      ["dWeights", "i32"],
+      ["rows", "i32"],
+      ["decay", "i32"],
+      ["inGroup", "i32"],
+      ["dSum", "i32"],
+    ],
+    (f, scores, dWeights, rows, decay, inGroup, dSum) => {
+      const by = f.locals("v128", 4);
+      const extra = f.locals("v128", 4);
+      const [d, s, lower] = f.locals("v128", 3);
+      for (let k = 0; k < 4; k++) {
+        by[k].set(v128.load(inGroup, 16 * k));
+        extra[k].set(v128.load(dSum, 16 * k));
+      }
+      f.for(0, rows, 1, () => {
+        d.set(v128.load32Splat(decay));
+        for (let k = 0; k < 4; k++) {
+          s.set(v128.load(scores, 16 * k));
+          lower.set(f32x4.mul(f32x4.mul(power(f, s, degree - 1), by[k]), d));
+          f.store("v128", scores, f32x4.mul(s, lower), 16 * k);
+          const arrived = f32x4.add(v128.load(dWeights, 16 * k), extra[k]);
+          f.store("v128", dWeights, f32x4.mul(f32x4.mul(lower, f32x4.const(degree)), arrived), 16 * k);
+        }
+        scores.add(BLOCK_ROW);
+        dWeights.add(BLOCK_ROW);
+        decay.add(4);
+      });
+    },
+  );
+}
+
+/** The same for a group of queries against its own keys; zero where the key is later. */
+export function writeWeighGradientDiagonal(m: ModuleBuilder, degree: number): FunctionHandle {
+  return m.function(
+    "weigh-gradient-diagonal",
+    [
+      ["scores", "i32"],
+      ["dWeights", "i32"],
+      ["decay", "i32"],
+      ["mask", "i32"],
+      ["dSum", "i32"],
+    ],
+    (f, scores, dWeights, decay, mask, dSum) => {
+      const [s, lower, keep] = f.locals("v128", 3);
+      f.for(0, GROUP, 1, () => {
+        for (let k = 0; k < 4; k++) {
+          s.set(v128.load(scores, 16 * k));
+          keep.set(v128.load(mask, 16 * k));
+          lower.set(f32x4.mul(power(f, s, degree - 1), v128.load(decay, 16 * k)));
+          f.store("v128", scores, v128.and(keep, f32x4.mul(s, lower)), 16 * k);
+          const arrived = f32x4.add(v128.load(dWeights, 16 * k), v128.load(dSum, 16 * k));
+          const ds = f32x4.mul(f32x4.mul(lower, f32x4.const(degree)), arrived);
+          f.store("v128", dWeights, v128.and(keep, ds), 16 * k);
+        }
+        scores.add(BLOCK_ROW);
+        dWeights.add(BLOCK_ROW);
+        decay.add(LINE);
+        mask.add(LINE);
       });
     },
   );

@@ -1,10 +1,25 @@
 import { load1, load4, store1, store4 } from "../../../devices/wasm/convert.js";
-import { type FunctionHandle, f32, f32x4, i32, i32x4, type ModuleBuilder, shuffle32, v128 } from "../../../devices/wasm/emitter.js";
+import {
+  type FunctionHandle,
+  f32,
+  f32x4,
+  i32,
+  i32x4,
+  type ModuleBuilder,
+  shuffle32,
+  v128,
+} from "../../../devices/wasm/emitter.js";
 import type { DType } from "../../../tensor/dtype.js";
 import { GROUP, LINE, PANEL } from "./tiles.js";
 
 /** Rows are staged as float32 [16][padded width], zeros in the padding, before they are laid out for the tiles. */
-export function writeLoadRows(m: ModuleBuilder, dtype: DType, width: number, padded: number, name: string): FunctionHandle {
+export function writeLoadRows(
+  m: ModuleBuilder,
+  dtype: DType,
+  width: number,
+  padded: number,
+  name: string,
+): FunctionHandle {
   const row = 4 * padded;
   const bytes = dtype === "f32" ? 4 : 2;
   return m.function(
@@ -36,7 +51,13 @@ export function writeLoadRows(m: ModuleBuilder, dtype: DType, width: number, pad
 }
 
 /** Writes `rows` staged rows out in the tensor's dtype. */
-export function writeStoreRows(m: ModuleBuilder, dtype: DType, width: number, padded: number, name: string): FunctionHandle {
+export function writeStoreRows(
+  m: ModuleBuilder,
+  dtype: DType,
+  width: number,
+  padded: number,
+  name: string,
+): FunctionHandle {
   const bytes = dtype === "f32" ? 4 : 2;
   return m.function(
     name,
@@ -217,7 +238,12 @@ export function writeLargest(m: ModuleBuilder, padded: number, name: string): Fu
 }
 
 /** factors[16] = the reciprocal power of two of each staged row's largest finite element, times `by`. */
-export function writeRowFactors(m: ModuleBuilder, padded: number, reciprocalPower: FunctionHandle, name: string): FunctionHandle {
+export function writeRowFactors(
+  m: ModuleBuilder,
+  padded: number,
+  reciprocalPower: FunctionHandle,
+  name: string,
+): FunctionHandle {
   return m.function(
     name,
     [
@@ -239,6 +265,31 @@ export function writeRowFactors(m: ModuleBuilder, padded: number, reciprocalPowe
         f.store("f32", factors, f32.mul(by, f.value(reciprocalPower, bits)));
         factors.add(4);
       });
+    },
+  );
+}
+
+/** out[16] += by · Σ_n x[n][16] · y[n][16]: for each token of two transposed groups, their dot product. */
+export function writeDotLines(m: ModuleBuilder): FunctionHandle {
+  return m.function(
+    "dot-lines",
+    [
+      ["x", "i32"],
+      ["y", "i32"],
+      ["n", "i32"],
+      ["out", "i32"],
+      ["by", "f32"],
+    ],
+    (f, x, y, n, out, by) => {
+      const acc = f.locals("v128", 4);
+      const s = f.local("v128", f32x4.splat(by));
+      for (const v of acc) v.set(f32x4.const(0));
+      f.for(0, n, 1, () => {
+        for (let k = 0; k < 4; k++) acc[k].set(m.madd(v128.load(x, 16 * k), v128.load(y, 16 * k), acc[k]));
+        x.add(LINE);
+        y.add(LINE);
+      });
+      for (let k = 0; k < 4; k++) f.store("v128", out, f32x4.add(v128.load(out, 16 * k), f32x4.mul(s, acc[k])), 16 * k);
     },
   );
 }

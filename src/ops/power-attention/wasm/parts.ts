@@ -2,8 +2,16 @@ import type { FunctionHandle, ModuleBuilder } from "../../../devices/wasm/emitte
 import type { DType } from "../../../tensor/dtype.js";
 import { SUB_BLOCK, writeExpand, writeExpandGradient } from "./expand.js";
 import { writeAdvance, writeGates } from "./gates.js";
-import { writeDiagonalDecay, writeDiagonalTimesPanels, writeWeigh, writeWeighDiagonal } from "./intra.js";
 import {
+  writeDiagonalDecay,
+  writeDiagonalTimesPanels,
+  writeWeigh,
+  writeWeighDiagonal,
+  writeWeighGradient,
+  writeWeighGradientDiagonal,
+} from "./intra.js";
+import {
+  writeDotLines,
   writeLargest,
   writeLoadRows,
   writePanels,
@@ -14,6 +22,7 @@ import {
   writeTranspose,
   writeUntranspose,
 } from "./pack.js";
+import { writePackState } from "./state.js";
 import {
   LINE,
   PANEL,
@@ -23,7 +32,6 @@ import {
   writeRowsTimesGroup,
   writeRowsTimesPanels,
 } from "./tiles.js";
-import { writePackState } from "./state.js";
 
 /** Tokens whose features are expanded at once for a state update. */
 export const TOKEN_BLOCK = 256;
@@ -128,9 +136,9 @@ export class Parts {
   expandGradient() {
     return this.#part("expand-gradient", () => writeExpandGradient(this.m, this.dim.degree));
   }
-  groupTimesPanels(columns: number) {
-    const name = `group-times-panels-${columns}`;
-    return this.#part(name, () => writeGroupTimesPanels(this.m, columns, name));
+  groupTimesPanels(columns: number, lineStride = LINE) {
+    const name = `group-times-panels-${columns}-${lineStride}`;
+    return this.#part(name, () => writeGroupTimesPanels(this.m, columns, lineStride, name));
   }
   rowsTimesPanels(columns: number, stride: number) {
     const name = `rows-times-panels-${columns}-${stride}`;
@@ -145,6 +153,15 @@ export class Parts {
   }
   weighDiagonal() {
     return this.#part("weigh-diagonal", () => writeWeighDiagonal(this.m, this.dim.degree));
+  }
+  weighGradient() {
+    return this.#part("weigh-gradient", () => writeWeighGradient(this.m, this.dim.degree));
+  }
+  weighGradientDiagonal() {
+    return this.#part("weigh-gradient-diagonal", () => writeWeighGradientDiagonal(this.m, this.dim.degree));
+  }
+  dotLines() {
+    return this.#part("dot-lines", () => writeDotLines(this.m));
   }
   diagonalDecay() {
     return this.#part("diagonal-decay", () => writeDiagonalDecay(this.m));

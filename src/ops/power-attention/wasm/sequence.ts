@@ -1,4 +1,4 @@
-import { type Expr, f32, f32x4, type FunctionBuilder, i32, type Local, select } from "../../../devices/wasm/emitter.js";
+import { type Expr, type FunctionBuilder, f32, f32x4, i32, type Local, select } from "../../../devices/wasm/emitter.js";
 import { SUB_BLOCK } from "./expand.js";
 import { type Parts, TOKEN_BLOCK } from "./parts.js";
 import { GROUP, LINE, PANEL, roundUp } from "./tiles.js";
@@ -164,12 +164,7 @@ export function packValues(parts: Parts, c: ChunkContext, then: (group: Local, r
   );
   f.for(0, c.groups, 1, (g) => {
     f.call(parts.loadRows(dim.valueDim, dim.e), source, a.vTime, f.local("i32", tokens(c.n, g)), at("rows"));
-    f.call(
-      parts.panels(dim.e),
-      at("rows"),
-      at("vPanels").plus(g.times(GROUP * 4 * PANEL)),
-      panelStride(c),
-    );
+    f.call(parts.panels(dim.e), at("rows"), at("vPanels").plus(g.times(GROUP * 4 * PANEL)), panelStride(c));
     then(g, at("rows"));
     source.add(a.vTime.times(GROUP));
   });
@@ -265,4 +260,3 @@ export function chunkGates(parts: Parts, c: ChunkContext, product: Local): void 
 export function fillOnes(c: Pick<ChunkContext, "f" | "at">): void {
   for (let k = 0; k < 4; k++) c.f.store("v128", c.at("ones"), f32x4.const(1), 16 * k);
 }
-

@@ -1,4 +1,14 @@
-import { type Expr, f32, f32x4, type FunctionHandle, i32, select, v128 } from "../../../devices/wasm/emitter.js";
+import {
+  type Expr,
+  type FunctionHandle,
+  f32,
+  f32x4,
+  f64,
+  i32,
+  type Local,
+  select,
+  v128,
+} from "../../../devices/wasm/emitter.js";
 import { SUB_BLOCK } from "./expand.js";
 import { type Parts, TOKEN_BLOCK } from "./parts.js";
 import { GROUP, LINE, PANEL } from "./tiles.js";
@@ -85,7 +95,6 @@ export function writeUpdateState(parts: Parts): FunctionHandle {
   );
 }
 
-
 /**
  * A block of features of the state, made ready to be read: each times its multiplicity, as panels [e / 8][block][8]
  * and, where `rows` is not 0, also row-major [block][e]; and z as one number a feature.
@@ -111,7 +120,11 @@ export function writePackState(parts: Parts): FunctionHandle {
         times.set(v128.load32Splat(multiplicity));
         sum.set(v128.load(z));
         const lane = (k: number) => f32x4.extract(sum, k);
-        f.store("f32", zOut, f32.mul(f32x4.extract(times, 0), f32.add(f32.add(lane(0), lane(1)), f32.add(lane(2), lane(3)))));
+        f.store(
+          "f32",
+          zOut,
+          f32.mul(f32x4.extract(times, 0), f32.add(f32.add(lane(0), lane(1)), f32.add(lane(2), lane(3)))),
+        );
         panel.set(panels);
         from.set(s);
         f.for(0, dim.e / PANEL, 1, () => {
@@ -313,7 +326,27 @@ export function writeReadGradient(parts: Parts, values: boolean): FunctionHandle
       ["zBlock", "i32"],
       ["lines", "i32"],
     ],
-    (f, x, weights, y, init, heads, groups, s, z, runs, starts, multiplicity, features, dx, out, panels, rows, zBlock, lines) => {
+    (
+      f,
+      x,
+      weights,
+      y,
+      init,
+      heads,
+      groups,
+      s,
+      z,
+      runs,
+      starts,
+      multiplicity,
+      features,
+      dx,
+      out,
+      panels,
+      rows,
+      zBlock,
+      lines,
+    ) => {
       const runBytes = 4 * (dim.degree + 1);
       const [n, first, count, table, index] = f.locals("i32", 5);
       const total = f.local("i32", i32.mul(heads, groups));
@@ -346,5 +379,46 @@ export function writeReadGradient(parts: Parts, values: boolean): FunctionHandle
         z.add(dim.block * 16);
       });
     },
+  );
+}
+
+/** Σ multiplicity · (s·ds + z·dz), in float64. */
+export function writeDotStates(parts: Parts): FunctionHandle {
+  const { m, dim } = parts;
+  return m.function(
+    "dot-states",
+    [
+      ["s", "i32"],
+      ["z", "i32"],
+      ["ds", "i32"],
+      ["dz", "i32"],
+      ["multiplicity", "i32"],
+      ["features", "i32"],
+    ],
+    (f, s, z, ds, dz, multiplicity, features) => {
+      const total = f.local("f64", 0);
+      const row = f.local("v128");
+      const [x, y] = f.locals("v128", 2);
+      const add = (v: Expr) => f32x4.add(row, v);
+      const sum = (v: Local) =>
+        f32.add(f32.add(f32x4.extract(v, 0), f32x4.extract(v, 1)), f32.add(f32x4.extract(v, 2), f32x4.extract(v, 3)));
+      f.for(0, features, 1, () => {
+        row.set(f32x4.const(0));
+        f.for(0, dim.e / 4, 1, () => {
+          row.set(add(f32x4.mul(v128.load(s), v128.load(ds))));
+          s.add(16);
+          ds.add(16);
+        });
+        x.set(v128.load(z));
+        y.set(v128.load(dz));
+        const all = f32.add(sum(row), f32.mul(sum(x), sum(y)));
+        total.set(f64.add(total, f64.fromF32(f32.mul(f32.load(multiplicity), all))));
+        z.add(16);
+        dz.add(16);
+        multiplicity.add(4);
+      });
+      f.return(total);
+    },
+    { result: "f64" },
   );
 }

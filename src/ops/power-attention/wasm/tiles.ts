@@ -1,4 +1,13 @@
-import { Expr, type FunctionBuilder, type FunctionHandle, f32x4, i32, type Local, type ModuleBuilder, v128 } from "../../../devices/wasm/emitter.js";
+import {
+  type Expr,
+  type FunctionBuilder,
+  type FunctionHandle,
+  f32x4,
+  i32,
+  type Local,
+  type ModuleBuilder,
+  v128,
+} from "../../../devices/wasm/emitter.js";
 
 /** Tokens in a group: one cache line of float32. Transposed tiles are [rows][GROUP]. */
 export const GROUP = 16;
@@ -48,9 +57,14 @@ const COLUMNS = [0, 4, 8, 12];
 
 /**
  * y[16][columns] += Σ_n lines[n][16]ᵀ · panels[·][n][8]: a group of tokens against packed rows (queries against the
- * state, weights against values).
+ * state, weights against values). Lines are `lineStride` bytes apart.
  */
-export function writeGroupTimesPanels(m: ModuleBuilder, columns: number, name: string): FunctionHandle {
+export function writeGroupTimesPanels(
+  m: ModuleBuilder,
+  columns: number,
+  lineStride: number,
+  name: string,
+): FunctionHandle {
   const row = 4 * columns;
   return m.function(
     name,
@@ -76,7 +90,7 @@ export function writeGroupTimesPanels(m: ModuleBuilder, columns: number, name: s
           a.set(lines.plus(quad.times(16)));
           b.set(panel);
           k.set(n);
-          multiply4x8(f, acc, a, COLUMNS, LINE, b, PANEL_BYTES, k);
+          multiply4x8(f, acc, a, COLUMNS, lineStride, b, PANEL_BYTES, k);
           for (let r = 0; r < 4; r++) {
             f.store("v128", out, acc[2 * r], r * row);
             f.store("v128", out, acc[2 * r + 1], r * row + 16);
@@ -125,16 +139,7 @@ export function writeRowsTimesPanels(m: ModuleBuilder, columns: number, aStride:
           x.set(a.plus(i32.mul(tile, 4 * aStride)));
           b.set(panel);
           k.set(n);
-          multiply4x8(
-            f,
-            acc,
-            x,
-            [0, aStride, 2 * aStride, 3 * aStride],
-            4,
-            b,
-            PANEL_BYTES,
-            k,
-          );
+          multiply4x8(f, acc, x, [0, aStride, 2 * aStride, 3 * aStride], 4, b, PANEL_BYTES, k);
           for (let r = 0; r < 4; r++) {
             f.store("v128", out, acc[2 * r], r * row);
             f.store("v128", out, acc[2 * r + 1], r * row + 16);

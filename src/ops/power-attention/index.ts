@@ -1,0 +1,14 @@
+import { operation } from "../operation.js";
+import type { PowerBackward, PowerForward } from "./contract.js";
+import { powerOracle, powerOracleBackward } from "./oracle.js";
+import { powerBackwardWasm, powerForwardWasm } from "./wasm/index.js";
+
+export const powerForward = operation<Parameters<PowerForward>, ReturnType<PowerForward>>("powerFull", {
+  oracle: powerOracle,
+  wasm: powerForwardWasm,
+});
+
+export const powerBackward = operation<Parameters<PowerBackward>, ReturnType<PowerBackward>>("powerFull backward", {
+  oracle: powerOracleBackward,
+  wasm: powerBackwardWasm,
+});
