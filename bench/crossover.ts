@@ -1,10 +1,16 @@
-import { makeInputs, powerTask, type Question, softmaxTask } from "./context.js";
+import { type Figure, makeInputs, powerTask, type Question, softmaxTask } from "./context.js";
 import { mainShape } from "./forward.js";
 import { interleave } from "./measure.js";
 
+interface Point {
+  tokens: number;
+  /** Softmax's time over power attention's. */
+  ratio: number;
+}
+
 /** Where power attention becomes the faster one, by straight lines between the measured lengths in log scale. */
-export function crossing(points: readonly { tokens: number; ratio: number }[]): number {
-  // ratio = softmax time / power time: 1 is the crossing. The last one counts, so a stray early win does not.
+export function crossing(points: readonly Point[]): number {
+  // The last crossing counts, so that a stray early win does not.
   for (let k = points.length - 1; k >= 0; k--) {
     if (points[k].ratio >= 1) continue;
     const next = points[k + 1];
@@ -23,39 +29,36 @@ export const crossover: Question = {
   async run(context) {
     const device = await context.device(context.threads);
     const lengths = context.quick ? [256, 512, 1024, 2048] : [256, 512, 1024, 2048, 4096, 8192, 16384];
-    const points: { forward: { tokens: number; ratio: number }[]; backward: { tokens: number; ratio: number }[] } = {
-      forward: [],
-      backward: [],
-    };
-    const rows: number[][] = [];
-    for (const tokens of lengths) {
-      context.progress(`crossover: T=${tokens}`);
-      const inputs = makeInputs(device, mainShape(tokens), true);
-      const plain = makeInputs(device, mainShape(tokens), false);
-      const times = await interleave(
-        {
-          power: powerTask(plain, { degree: 2 }, false),
-          softmax: softmaxTask(plain, false),
-          powerBoth: powerTask(inputs, { degree: 2 }, true),
-          softmaxBoth: softmaxTask(inputs, true),
-        },
-        { warmUp: 1, rounds: context.quick || tokens > 8192 ? 3 : 5 },
+    const rows: (number | string)[][] = [];
+    const figures: Figure[] = [];
+    for (const backward of [false, true]) {
+      const what = backward ? "forward and backward" : "forward";
+      const chosen: Point[] = [];
+      const chunked: Point[] = [];
+      for (const tokens of lengths) {
+        context.progress(`crossover: ${what}, T=${tokens}`);
+        const shape = mainShape(tokens);
+        const inputs = makeInputs(device, shape, backward);
+        const times = await interleave(
+          {
+            chosen: powerTask(inputs, { degree: 2 }, backward),
+            chunked: powerTask(inputs, { degree: 2, chunkSize: shape.chunkSize }, backward),
+            softmax: softmaxTask(inputs, backward),
+          },
+          { warmUp: 1, rounds: context.quick || tokens > 8192 ? 3 : 7 },
+        );
+        inputs.dispose();
+        const softmax = times.softmax.median;
+        chosen.push({ tokens, ratio: softmax / times.chosen.median });
+        chunked.push({ tokens, ratio: softmax / times.chunked.median });
+        rows.push([what, String(tokens), times.chosen.median, times.chunked.median, softmax]);
+      }
+      figures.push(
+        { name: `${what}: power attention wins from`, value: crossing(chosen), unit: "tokens" },
+        { name: `${what}: its chunked form wins from`, value: crossing(chunked), unit: "tokens" },
       );
-      inputs.dispose();
-      plain.dispose();
-      const { power, softmax, powerBoth, softmaxBoth } = times;
-      points.forward.push({ tokens, ratio: softmax.median / power.median });
-      points.backward.push({ tokens, ratio: softmaxBoth.median / powerBoth.median });
-      rows.push([tokens, power.median, softmax.median, powerBoth.median, softmaxBoth.median]);
     }
-    const columns = ["T", "power, ms", "softmax, ms", "power with backward, ms", "softmax with backward, ms"];
-    return {
-      figures: [
-        { name: "forward: power attention wins from", value: crossing(points.forward), unit: "tokens" },
-        { name: "with backward: it wins from", value: crossing(points.backward), unit: "tokens" },
-      ],
-      table: { columns, rows },
-      notes: { threads: context.threads },
-    };
+    const columns = ["what", "T", "power attention, ms", "in chunks of 256, ms", "softmax attention, ms"];
+    return { figures, table: { columns, rows }, notes: { threads: context.threads } };
   },
 };

@@ -44,15 +44,15 @@ export const peersQuestion: Question = {
         const value = await peer.check();
         figures.push({ name: `${key}: error`, value, unit: "", atMost: PEER_TOLERANCE, correctness: true });
         notes[key] = peer.version;
-        await peer.load(shape.tokens, shape.heads, shape.headDim);
       }
       for (const [task, label] of Object.entries(TASKS) as [PeerTask, string][]) {
         const forms = new Map<string, PeerForm>();
         for (const { key, peer } of peers) {
           context.progress(`peers: ${label}: choosing the form of ${key}`);
-          const { form, milliseconds } = await peer.choose(task);
+          const form = await peer.choose(task, shape.tokens, shape.headDim);
           forms.set(key, form);
-          context.progress(`peers: ${key}: ${form.expansion} ${form.chunkSize}, ${milliseconds.toFixed(0)} ms`);
+          context.progress(`peers: ${key}: ${form.expansion} ${form.chunkSize}`);
+          await peer.load(shape.tokens, shape.heads, shape.headDim);
         }
         const backward = task.endsWith("backward");
         const threadCounts = [...new Set(peers.map(({ threads }) => threads))];
@@ -61,7 +61,7 @@ export const peersQuestion: Question = {
         const own = inputs.map((input, k) => {
           const run = task.startsWith("softmax")
             ? softmaxTask(input, backward)
-            : powerTask(input, { degree: 2 }, backward);
+            : powerTask(input, { degree: 2, chunkSize: shape.chunkSize }, backward);
           return [`ours, ${threadCounts[k]}`, run] as const;
         });
         const times = await interleave(

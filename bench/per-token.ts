@@ -4,16 +4,17 @@ import { interleave } from "./measure.js";
 
 export const perToken: Question = {
   name: "per-token",
-  question: "Does a token cost the same in a long sequence? (forward, T=65,536 against T=4,096)",
+  question: "Does a token cost the same in a long sequence? (chunked forward, T=65,536 against T=4,096)",
   target: "within 10 %",
   async run(context) {
     const device = await context.device(context.threads);
-    const [short, long] = context.quick ? [1024, 8192] : [4096, 65536];
+    const [short, long] = context.quick ? [2048, 8192] : [4096, 65536];
     const times = await interleave(
       Object.fromEntries(
         [short, long].map((tokens) => {
           const inputs = makeInputs(device, mainShape(tokens), false);
-          return [String(tokens), powerTask(inputs, { degree: 2 }, false)];
+          // The chunked form at both lengths: left to itself, the library takes the quadratic one where that costs less.
+          return [String(tokens), powerTask(inputs, { degree: 2, chunkSize: 256 }, false)];
         }),
       ),
       { warmUp: 1, rounds: context.quick ? 3 : 5 },

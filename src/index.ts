@@ -1,6 +1,10 @@
 export type { Device, DeviceKind, DeviceMemory } from "./devices/device.js";
 export { type DeviceOptions, getDevice } from "./devices/get-device.js";
+export { expandedDim } from "./feature-map.js";
+export { chunkState } from "./ops/chunk-state/index.js";
 export * from "./ops/index.js";
+export { softmaxAttention } from "./ops/softmax-attention/index.js";
+export { powerFull } from "./power-attention.js";
 export { ones, type RandomOptions, randn, type TensorOptions, tensor, uniform, zeros } from "./tensor/create.js";
 export type { DType, TypedArray } from "./tensor/dtype.js";
 export { defaultGenerator, Generator, manualSeed } from "./tensor/random.js";

@@ -7,7 +7,7 @@ export type Question =
   | { ask: "start"; name: "tfjs" | "jax-js"; threads: number }
   | { ask: "check" }
   | { ask: "load"; tokens: number; heads: number; headDim: number }
-  | { ask: "choose"; task: PeerTask }
+  | { ask: "choose"; task: PeerTask; tokens: number; headDim: number }
   | { ask: "run"; task: PeerTask; form: PeerForm };
 
 let peer: Peer;
@@ -44,14 +44,18 @@ async function check(): Promise<number> {
   return worst;
 }
 
-async function choose(task: PeerTask): Promise<{ form: PeerForm; milliseconds: number }> {
+/** The fastest form on one head: heads run one after another, so it is the fastest for any number of them. */
+async function choose(task: PeerTask, tokens: number, headDim: number): Promise<PeerForm> {
+  await peer.load(makeProblem(tokens, 1, headDim, 2));
   let best: { form: PeerForm; milliseconds: number } | undefined;
   for (const form of peer.candidates) {
     await timed(task, form); // compiles
-    const milliseconds = Math.min(await timed(task, form), await timed(task, form));
+    let milliseconds = await timed(task, form);
+    // A second look, unless the first already settles it.
+    if (!best || milliseconds < 2 * best.milliseconds) milliseconds = Math.min(milliseconds, await timed(task, form));
     if (!best || milliseconds < best.milliseconds) best = { form, milliseconds };
   }
-  return best!;
+  return best!.form;
 }
 
 async function answer(question: Question): Promise<unknown> {
@@ -64,7 +68,7 @@ async function answer(question: Question): Promise<unknown> {
     case "load":
       return peer.load(makeProblem(question.tokens, question.heads, question.headDim, 2));
     case "choose":
-      return choose(question.task);
+      return choose(question.task, question.tokens, question.headDim);
     case "run":
       return timed(question.task, question.form);
   }

@@ -96,8 +96,7 @@ export function worstError(got: ArrayLike<number>, wanted: ArrayLike<number>): n
   let largest = 0;
   let worst = 0;
   for (let i = 0; i < wanted.length; i++) {
-    const difference = Math.abs(got[i] - wanted[i]);
-    if (!(difference <= worst)) worst = difference; // a NaN is the worst
+    worst = Math.max(worst, Math.abs(got[i] - wanted[i])); // NaN once there is one
     largest = Math.max(largest, Math.abs(wanted[i]));
   }
   return worst / largest;

@@ -43,9 +43,9 @@ export class PeerProcess {
     return this.#ask({ ask: "load", tokens, heads, headDim });
   }
 
-  /** Its fastest form for the loaded problem, by measurement. */
-  choose(task: PeerTask): Promise<{ form: PeerForm; milliseconds: number }> {
-    return this.#ask({ ask: "choose", task });
+  /** Its fastest form for sequences of that length, by measurement; `load` again afterwards. */
+  choose(task: PeerTask, tokens: number, headDim: number): Promise<PeerForm> {
+    return this.#ask({ ask: "choose", task, tokens, headDim });
   }
 
   /** Milliseconds of one run, measured inside the process. */
