@@ -246,6 +246,7 @@ export function writeLoadState(parts: Parts): FunctionHandle {
       f.for(0, features, 1, () => {
         factor.set(f32.div(1, f32.load(root)));
         f.for(0, dim.valueDim, 1, (c) => f.store("f32", sOut.plus(c.times(4)), scaled(f32.load(s.plus(c.times(4))))));
+        for (let c = dim.valueDim; c < dim.e; c++) f.store("f32", sOut, 0, 4 * c);
         f.store("v128", zOut, f32x4.replace(f32x4.const(0), 0, scaled(f32.load(z))));
         root.add(4);
         s.add(4 * dim.valueDim);
