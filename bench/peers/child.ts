@@ -24,15 +24,16 @@ async function timed(task: PeerTask, form: PeerForm): Promise<number> {
   return performance.now() - begin;
 }
 
-/** The largest error of outputs and gradients against float64, over every form that is timed. */
+/** The largest error of outputs and gradients against float64, over every form that makes several chunks here. */
 async function check(): Promise<number> {
   const problem = makeProblem(256, 2, 64, 1);
   await peer.load(problem);
   let worst = 0;
   for (const kind of ["power", "softmax"] as const) {
     const wanted = reference(kind, problem);
-    for (const candidate of peer.candidates.filter(({ chunkSize }) => chunkSize <= 128)) {
-      await peer.run(kind === "power" ? "forward-backward" : "softmax-forward-backward", candidate);
+    const task = kind === "power" ? "forward-backward" : "softmax-forward-backward";
+    for (const candidate of peer.candidates(task).filter(({ chunkSize }) => chunkSize <= 128)) {
+      await peer.run(task, candidate);
       const { output, gradients } = await peer.result();
       worst = Math.max(worst, worstError(output, wanted.output));
       for (const part of ["q", "k", "v", "logG"] as const) {
@@ -48,8 +49,9 @@ async function check(): Promise<number> {
 async function choose(task: PeerTask, tokens: number, headDim: number): Promise<PeerForm> {
   await peer.load(makeProblem(tokens, 1, headDim, 2));
   let best: { form: PeerForm; milliseconds: number } | undefined;
-  for (const form of peer.candidates) {
-    await timed(task, form); // compiles
+  for (const form of peer.candidates(task)) {
+    const first = await timed(task, form); // compiles
+    if (best && first > 4 * best.milliseconds + 1000) continue; // compiling takes less than a second
     let milliseconds = await timed(task, form);
     // A second look, unless the first already settles it.
     if (!best || milliseconds < 2 * best.milliseconds) milliseconds = Math.min(milliseconds, await timed(task, form));

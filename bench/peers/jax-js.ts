@@ -119,9 +119,8 @@ export async function jaxPeer(): Promise<Peer> {
     name: "jax-js",
     version: installedVersion(),
     threads: typeof Worker === "undefined" ? 1 : navigator.hardwareConcurrency,
-    candidates: ["outer", "outer jit"].flatMap((expansion) =>
-      [128, 256, 512].map((chunkSize) => ({ chunkSize, expansion })),
-    ),
+    candidates: () =>
+      ["outer jit", "outer"].flatMap((expansion) => [128, 256, 512].map((chunkSize) => ({ chunkSize, expansion }))),
     async load(problem: Problem) {
       clear();
       for (const { inputs, upstream } of heads) for (const x of [...inputs, upstream]) x.dispose();

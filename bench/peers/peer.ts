@@ -19,7 +19,7 @@ export interface Gradients {
   logG: Float64Array | Float32Array;
 }
 
-/** How a peer is best run for a problem: measured, not guessed (see `candidates`). */
+/** How a peer is best run for a problem: measured, not guessed (see `Peer.candidates`). */
 export interface PeerForm {
   chunkSize: number;
   /** How the monomials of degree 2 are formed; each peer names its own. */
@@ -36,7 +36,8 @@ export interface Peer {
   readonly name: string;
   readonly version: string;
   readonly threads: number;
-  readonly candidates: readonly PeerForm[];
+  /** The forms worth measuring. */
+  candidates(task: PeerTask): PeerForm[];
   load(problem: Problem): Promise<void>;
   run(task: PeerTask, form: PeerForm): Promise<void>;
   result(): Promise<{ output: Float32Array; gradients?: Gradients }>;

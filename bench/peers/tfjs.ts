@@ -25,27 +25,37 @@ const product = tf.customGrad((a, b, save) => {
   };
 }) as (a: tf.Tensor, b: tf.Tensor) => Matrix;
 
-/** Monomials down the rows: x is [d, C], the result [features, C]. `weighted` puts the multiplicities on this side. */
-function expandRows(x: Matrix, expansion: string, weighted: boolean): Matrix {
-  const [d, c] = x.shape;
-  if (expansion === "outer") return tf.reshape(tf.mul(tf.reshape(x, [d, 1, c]), tf.reshape(x, [1, d, c])), [d * d, c]);
-  // The pairs (i, i+s mod d) for s = 0 … d/2: each product once with weight 2, squares and s = d/2 with weight 1.
-  const twice = tf.concat([x, x], 0);
-  const half = d / 2;
-  const shifted = Array.from({ length: half + 1 }, (_, s) => tf.slice(twice, [s, 0], [d, c]));
-  const heavy = weighted ? tf.mul(x, 2) : x;
-  const plain = Array.from({ length: half + 1 }, (_, s) => (s === 0 || s === half ? x : heavy));
-  return tf.mul(tf.concat(shifted, 0), tf.concat(plain, 0)) as Matrix;
+/** Rows of x that are multiplied with each other at once in the "blocks" expansion. */
+const BLOCK = 8;
+
+/** All pairs of x's entries along `axis` (0: [d, C] to [d·d, C]; 1: [C, d] to [C, d·d]). */
+function allPairs(x: Matrix, axis: 0 | 1): Matrix {
+  const [m, n] = x.shape;
+  if (axis === 0) return tf.reshape(tf.mul(tf.reshape(x, [m, 1, n]), tf.reshape(x, [1, m, n])), [m * m, n]);
+  return tf.reshape(tf.mul(tf.reshape(x, [m, n, 1]), tf.reshape(x, [m, 1, n])), [m, n * n]);
 }
 
-/** Monomials along the columns: x is [C, d], the result [C, features], unweighted. */
-function expandColumns(x: Matrix, expansion: string): Matrix {
-  const [c, d] = x.shape;
-  if (expansion === "outer") return tf.reshape(tf.mul(tf.reshape(x, [c, d, 1]), tf.reshape(x, [c, 1, d])), [c, d * d]);
-  const twice = tf.concat([x, x], 1);
-  const shifted = Array.from({ length: d / 2 + 1 }, (_, s) => tf.slice(twice, [0, s], [c, d]));
-  const plain = shifted.map(() => x);
-  return tf.mul(tf.concat(shifted, 1), tf.concat(plain, 1)) as Matrix;
+/**
+ * Pairs of a block of entries with itself and all later ones, block by block: little more than half of all pairs.
+ * Those with a later block stand for two, which the `weighted` side counts.
+ */
+function blockPairs(x: Matrix, axis: 0 | 1, weighted: boolean): Matrix {
+  const d = x.shape[axis];
+  const blocks = tf.split(x, d / BLOCK, axis);
+  const heavy = weighted ? tf.split(tf.mul(x, 2), d / BLOCK, axis) : blocks;
+  const products = blocks.map((block, b) => {
+    const rest = b + 1 < blocks.length ? tf.concat([block, ...heavy.slice(b + 1)], axis) : block;
+    const [m, n] = rest.shape as [number, number];
+    if (axis === 0) {
+      return tf.reshape(tf.mul(tf.reshape(block, [BLOCK, 1, n]), tf.reshape(rest, [1, m, n])), [BLOCK * m, n]);
+    }
+    return tf.reshape(tf.mul(tf.reshape(block, [m, BLOCK, 1]), tf.reshape(rest, [m, 1, n])), [m, BLOCK * n]);
+  });
+  return tf.concat(products, axis) as Matrix;
+}
+
+function expand(x: Matrix, axis: 0 | 1, expansion: string, weighted: boolean): Matrix {
+  return expansion === "blocks" ? blockPairs(x, axis, weighted) : allPairs(x, axis);
 }
 
 /** One head: q, k, v are [T, d], logG [T]. The key sum rides as a last column of ones on v. */
@@ -73,11 +83,11 @@ function powerHead(q: Matrix, k: Matrix, v: Matrix, logG: tf.Tensor1D, form: Pee
     const end = tf.slice(row, [0, c - 1], [1, 1]);
     const decay = tf.exp(tf.add(tf.sub(column, row), later));
     let y: tf.Tensor = product(tf.mul(tf.square(product(qc, kc)), decay), vc);
-    if (state) y = tf.add(y, tf.mul(tf.exp(column), product(expandColumns(qc, form.expansion), state)));
+    if (state) y = tf.add(y, tf.mul(tf.exp(column), product(expand(qc, 1, form.expansion, false), state)));
     const [sums, sum] = tf.split(y as Matrix, [d, 1], 1);
     outputs.push(tf.div(sums, sum));
     if (chunk + 1 === chunks) break; // nothing reads the last state
-    const added = product(expandRows(kc, form.expansion, true), tf.mul(vc, tf.exp(tf.sub(end, column))));
+    const added = product(expand(kc, 0, form.expansion, true), tf.mul(vc, tf.exp(tf.sub(end, column))));
     state = state ? (tf.add(tf.mul(state, tf.exp(end)), added) as Matrix) : added;
   }
   return tf.concat(outputs, 0) as Matrix;
@@ -127,9 +137,10 @@ export async function tfjsPeer(): Promise<Peer> {
     name: "tfjs-wasm",
     version: version_wasm,
     threads: getThreadsCount(),
-    candidates: ["shift", "outer"].flatMap((expansion) =>
-      [64, 128, 256, 512].map((chunkSize) => ({ chunkSize, expansion })),
-    ),
+    candidates: (task) =>
+      (task.startsWith("softmax") ? [""] : ["blocks", "outer"]).flatMap((expansion) =>
+        [64, 128, 256, 512].map((chunkSize) => ({ chunkSize, expansion })),
+      ),
     async load(problem: Problem) {
       clear();
       tf.dispose(heads.map(({ inputs, upstream }) => [...inputs, upstream]));
