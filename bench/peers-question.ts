@@ -69,7 +69,8 @@ export const peersQuestion: Question = {
             ...Object.fromEntries(own),
             ...Object.fromEntries(peers.map(({ key, peer }) => [key, () => peer.run(task, forms.get(key)!)])),
           },
-          { warmUp: 1, rounds: context.quick ? 2 : 5 },
+          // A peer takes up to half a minute a run.
+          { warmUp: 1, rounds: context.quick ? 2 : 3 },
         );
         for (const input of inputs) input.dispose();
         for (const { key, threads } of peers) {
