@@ -5,39 +5,49 @@ import { Arguments, KERNEL_PARAMS } from "../src/devices/wasm/kernel.js";
 const LAYOUT = new Arguments({ iterations: "i32", factor: "f32" });
 const SCRATCH = 512;
 
+/** A tile of rows × columns accumulators; the columns' vectors come from the first cache level, the rows' stay put. */
 interface Form {
-  /** Chains of additions side by side: enough to hide latency, few enough to stay in registers. */
-  accumulators: number;
+  rows: number;
+  columns: number;
   /** Steps in the loop's body. */
   unroll: number;
-  /** chain: x ← x·a + c, in registers alone. load: x ← x + m·a with m from the first cache level. */
-  kind: "chain" | "load";
 }
 
-/** Which one is fastest depends on the machine (latencies) and the engine (registers): all are measured. */
+/** Which one is fastest depends on the machine (latencies) and the engine (registers, spills): all are measured. */
 const FORMS: readonly Form[] = [
-  ...[8, 10, 12, 13, 14].map((accumulators) => ({ accumulators, unroll: 4, kind: "chain" as const })),
-  ...[8, 10, 12].flatMap((accumulators) => [1, 2].map((unroll) => ({ accumulators, unroll, kind: "load" as const }))),
+  { rows: 4, columns: 2, unroll: 1 },
+  { rows: 2, columns: 4, unroll: 1 },
+  { rows: 3, columns: 2, unroll: 2 },
+  { rows: 6, columns: 1, unroll: 1 },
+  { rows: 5, columns: 2, unroll: 1 },
+  { rows: 6, columns: 2, unroll: 1 },
+  { rows: 6, columns: 2, unroll: 2 },
+  { rows: 8, columns: 1, unroll: 4 },
 ];
 
-/** A loop of multiply-adds; no step can be shared or moved out of it. */
-function loop(device: WasmDevice, { accumulators, unroll, kind }: Form): WasmModule {
-  return device.module(`probe ${kind} ${accumulators}x${unroll}`, (m) => {
+/** A loop of x ← x + row·column. The columns are loaded anew in each step, so no product can be moved out of it. */
+function loop(device: WasmDevice, { rows, columns, unroll }: Form): WasmModule {
+  return device.module(`probe ${rows}x${columns}x${unroll}`, (m) => {
     m.function(
       "probe",
       KERNEL_PARAMS,
       (f, args, _item, scratch) => {
         const { iterations, factor } = LAYOUT.locals(f, args);
-        const a = f.local("v128", f32x4.splat(factor));
-        const c = f.local("v128", f32x4.const(0.25, 0.5, 0.75, 1));
-        const x = f.locals("v128", accumulators);
-        for (const [k, local] of x.entries()) local.set(f32x4.const(k + 1));
-        f.for(0, 32, 1, (i) => f.store("v128", scratch.plus(i.times(16)), c));
+        const left = f.locals("v128", rows);
+        const right = f.locals("v128", columns);
+        const sums = f.locals("v128", rows * columns);
+        for (const [i, row] of left.entries()) row.set(f32x4.mul(f32x4.splat(factor), f32x4.const(i + 1)));
+        f.for(0, SCRATCH / 16, 1, (i) => {
+          f.store("v128", scratch.plus(i.times(16)), f32x4.const(0.25, 0.5, 0.75, 1));
+        });
         f.for(0, iterations, 1, () => {
           for (let step = 0; step < unroll; step++) {
-            for (const [k, local] of x.entries()) {
-              if (kind === "chain") local.set(m.madd(local, a, c));
-              else local.set(m.madd(v128.load(scratch, 16 * (step * accumulators + k)), a, local));
+            for (const [j, column] of right.entries()) column.set(v128.load(scratch, 16 * (step * columns + j)));
+            for (const [i, row] of left.entries()) {
+              for (const [j, column] of right.entries()) {
+                const sum = sums[i * columns + j];
+                sum.set(m.madd(row, column, sum));
+              }
             }
           }
         });
@@ -45,7 +55,7 @@ function loop(device: WasmDevice, { accumulators, unroll, kind }: Form): WasmMod
         f.store(
           "v128",
           scratch,
-          x.reduce<Expr>((sum, local) => f32x4.add(sum, local), c),
+          sums.reduce<Expr>((all, sum) => f32x4.add(all, sum), left[0]),
         );
       },
       { exported: true },
@@ -64,10 +74,10 @@ function probe(device: WasmDevice, form: Form, operations: number): Probe {
   const module = loop(device, form);
   // Several items for each thread, so that one that wakes late does not idle the rest.
   const items = device.threads === 1 ? 1 : 8 * device.threads;
-  const perIteration = form.unroll * form.accumulators * 8;
+  const perIteration = form.unroll * form.rows * form.columns * 8;
   const iterations = Math.ceil((operations * device.threads) / items / perIteration);
   return {
-    form: `${form.kind} ${form.accumulators}x${form.unroll}`,
+    form: `${form.rows}x${form.columns} tile, unrolled ${form.unroll}×`,
     operations: items * iterations * perIteration,
     run: () => void device.run(module, "probe", LAYOUT, { iterations, factor: 0.5 }, items, SCRATCH),
   };
