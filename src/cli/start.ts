@@ -19,7 +19,7 @@ const FOLDER = join("runs", "start");
 
 /** The model of about a million parameters that `npm start` trains: gated power attention of degree 2. */
 const MODEL: Partial<TrainConfig> = {
-  ...{ size: "1M", attention: "power", degree: 2, contextLength: 256, batchSize: 8 },
+  ...{ size: "1M", attention: "power", degree: 2, contextLength: 256, batchSize: 4 },
   ...{ learningRate: 0.004, minLearningRate: 0.0004, weightDecay: 0.1, evalBatches: 4, sampleTokens: 160 },
 };
 
@@ -75,7 +75,7 @@ async function main(): Promise<void> {
   const every = Math.max(1, Math.round(steps / 10));
   const config = {
     ...base,
-    ...{ steps, warmup: Math.min(100, Math.ceil(steps / 10)), evalEvery: every, saveEvery: every },
+    ...{ steps, warmup: Math.min(50, Math.ceil(steps / 5)), evalEvery: every, saveEvery: every },
     sampleEvery: Math.max(1, Math.round(steps / 3)),
   };
   console.log(`2. Training for ${number(steps)} updates`);
