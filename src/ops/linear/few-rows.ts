@@ -18,12 +18,13 @@ const layout = new Arguments({
   /** Bytes between rows. */
   xStep: "i32",
   weightStep: "i32",
+  outputsPerItem: "i32",
 });
 
 /** Up to so many rows, packing the weight for a matrix product costs more than the product: it is read once, as it is. */
 export const FEW_ROWS = 4;
-/** Outputs of one item. */
-const OUTPUTS = 64;
+/** Multiply-adds of one item, at least: less is not worth waking another thread for. */
+const ITEM_TERMS = 65536;
 
 /** linear for a few rows, such as one token: dot products of x with rows of the weight, four rows of it at a time. */
 export function linearFewRows(x: Tensor, weight: Tensor, bias: Tensor | undefined, activation: Activation): Tensor {
@@ -69,8 +70,8 @@ export function linearFewRows(x: Tensor, weight: Tensor, bias: Tensor | undefine
           });
         };
         const finished = () => (activation === "none" ? result : unary[activation](f, result));
-        const start = f.local("i32", i32.mul(item, OUTPUTS));
-        const end = f.local("i32", i32.min(i32.add(start, OUTPUTS), a.outputs));
+        const start = f.local("i32", i32.mul(item, a.outputsPerItem));
+        const end = f.local("i32", i32.min(i32.add(start, a.outputsPerItem), a.outputs));
         const sums = f.locals("v128", 4);
         const rows = f.locals("i32", 4);
         const v = f.local("v128");
@@ -128,6 +129,7 @@ export function linearFewRows(x: Tensor, weight: Tensor, bias: Tensor | undefine
   const [rows, inputs] = x.shape;
   const outputs = weight.shape[0];
   const output = empty([rows, outputs], device, x.dtype);
+  const outputsPerItem = 4 * Math.ceil(ITEM_TERMS / (4 * rows * Math.max(1, inputs)));
   const values = {
     x: addressOf(x),
     weight: addressOf(weight),
@@ -138,7 +140,8 @@ export function linearFewRows(x: Tensor, weight: Tensor, bias: Tensor | undefine
     outputs,
     xStep: x.strides[0] * DTYPE_BYTES[x.dtype],
     weightStep: weight.strides[0] * DTYPE_BYTES[weight.dtype],
+    outputsPerItem,
   };
-  device.run(module, "outputs", layout, values, Math.ceil(outputs / OUTPUTS));
+  device.run(module, "outputs", layout, values, Math.ceil(outputs / outputsPerItem));
   return output;
 }
