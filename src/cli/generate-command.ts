@@ -48,7 +48,7 @@ export function generateCommand(): Command {
     const device = await deviceOf(flags);
     const folder = findCheckpoint(checkpoint, flags.best ? "best" : "last");
     const { model, tokenizer } = await loadGPT(folder, { device });
-    let session = flags.loadState === undefined ? undefined : loadSession(flags.loadState, model);
+    let session = flags.loadState === undefined ? undefined : await loadSession(flags.loadState, model);
     const start = performance.now();
     let rest = text;
     if (flags.saveState !== undefined) {

@@ -23,6 +23,9 @@ const MODEL: Partial<TrainConfig> = {
   ...{ learningRate: 0.004, minLearningRate: 0.0004, weightDecay: 0.1, evalBatches: 4, sampleTokens: 160 },
 };
 
+/** Updates after which the loss is well below a bigram model's; a slow machine takes the time for them. */
+const LEAST_STEPS = 300;
+
 const list = (text: string) => text.split(",").filter((item) => item !== "");
 
 const program = new Command("npm start --")
@@ -71,7 +74,7 @@ async function main(): Promise<void> {
   const base = { ...MODEL, threads: flags.threads as number };
   const seconds = flags.steps === undefined ? await measureStep(base, trainFile) : 0;
   const wanted = (60 * flags.minutes) / seconds;
-  const steps: number = flags.steps ?? Math.min(20_000, Math.max(60, Math.round(wanted / 10) * 10));
+  const steps: number = flags.steps ?? Math.max(LEAST_STEPS, Math.round(wanted / 10) * 10);
   const every = Math.max(1, Math.round(steps / 10));
   const config = {
     ...base,

@@ -1,6 +1,3 @@
-import { readFileSync } from "node:fs";
-import { basename, resolve } from "node:path";
-
 /** What names a tokenizer in config files; `json` carries a Hugging Face tokenizer whole, so that files stand alone. */
 export type TokenizerSpec = { kind: "bytes" } | { kind: "gpt2" } | { kind: "huggingface"; name: string; json: object };
 
@@ -34,16 +31,17 @@ async function gpt2(): Promise<Tokenizer> {
   const plain = { disallowedSpecial: new Set<string>() };
   const end = 50256;
   // The library's own decode keeps unfinished characters for its next call; the table's bytes do not.
-  const bytesOf = (id: number): Buffer => {
+  const encoder = new TextEncoder();
+  const bytesOf = (id: number): ArrayLike<number> => {
     const piece = id === end ? "<|endoftext|>" : table[id];
-    return typeof piece === "string" ? Buffer.from(piece) : Buffer.from(piece ?? []);
+    return typeof piece === "string" ? encoder.encode(piece) : (piece ?? []);
   };
   return {
     spec: { kind: "gpt2" },
     vocabSize: end + 1,
     endOfText: end,
     encode: (text) => bpe.encode(text, plain),
-    decode: (ids) => Buffer.concat(ids.map(bytesOf)).toString("utf8"),
+    decode: (ids) => new TextDecoder().decode(Uint8Array.from(ids.flatMap((id) => Array.from(bytesOf(id))))),
   };
 }
 
@@ -93,13 +91,14 @@ export async function loadTokenizer(source: string | TokenizerSpec): Promise<Tok
     if (source === "bytes" || source === "gpt2") return loadTokenizer({ kind: source });
     let json: object;
     try {
+      const { readFileSync } = await import("node:fs"); // only a path needs Node
       json = JSON.parse(readFileSync(source, "utf8"));
     } catch (error) {
       throw new RangeError(
         `loadTokenizer: tokenizer must be "bytes", "gpt2" or the path of a tokenizer.json, got ${source} (${messageOf(error)})`,
       );
     }
-    return huggingface({ kind: "huggingface", name: basename(resolve(source)), json });
+    return huggingface({ kind: "huggingface", name: source.split(/[\\/]/).at(-1)!, json });
   }
   switch (source?.kind) {
     case "bytes":

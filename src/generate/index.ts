@@ -8,4 +8,4 @@ export {
   type Session,
 } from "./generate.js";
 export { SAMPLE_DEFAULTS, type SampleOptions, sampleToken } from "./sample.js";
-export { loadSession, saveSession } from "./session-file.js";
+export { loadSession, saveSession, sessionFromBytes, sessionToBytes } from "./session-file.js";

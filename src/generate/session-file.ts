@@ -1,5 +1,3 @@
-import { readFileSync } from "node:fs";
-import { writeFileWhole } from "../data/whole-file.js";
 import type { GPT } from "../models/gpt.js";
 import { f32Bytes, f32Values, readSafetensors, type SafeTensor, writeSafetensors } from "../safetensors.js";
 import { PowerState } from "../state.js";
@@ -11,10 +9,10 @@ const FORMAT = "power-attention session";
 const fingerprint = (model: GPT) => JSON.stringify(model.config);
 
 /**
- * Saves what a model has read: each layer's state and the next token's logits.
+ * What a model has read as the bytes of a safetensors file: each layer's state and the next token's logits.
  * @throws Error for softmax attention, which has no state of a constant size
  */
-export async function saveSession(path: string, model: GPT, session: Session): Promise<void> {
+export async function sessionToBytes(model: GPT, session: Session): Promise<Uint8Array> {
   const tensors: Record<string, SafeTensor> = {
     logits: { dtype: "F32", shape: [session.logits.length], data: f32Bytes(session.logits) },
   };
@@ -25,17 +23,14 @@ export async function saveSession(path: string, model: GPT, session: Session): P
     const data = await cache.toSafetensorsAsync();
     tensors[`layers.${n}`] = { dtype: "U8", shape: [data.length], data };
   }
-  writeFileWhole(
-    path,
-    writeSafetensors({ tensors, metadata: { format: FORMAT, version: "1", model: fingerprint(model) } }),
-  );
+  return writeSafetensors({ tensors, metadata: { format: FORMAT, version: "1", model: fingerprint(model) } });
 }
 
-/** @throws Error where the file is missing, damaged, or of another model */
-export function loadSession(path: string, model: GPT): Session {
+/** @throws Error where the bytes are damaged or of another model; `path` names the file in errors */
+export function sessionFromBytes(bytes: Uint8Array, model: GPT, path = "the session"): Session {
   let file: ReturnType<typeof readSafetensors>;
   try {
-    file = readSafetensors(readFileSync(path));
+    file = readSafetensors(bytes);
   } catch (error) {
     throw new Error(`loadSession: cannot read ${path} (${error instanceof Error ? error.message : error})`);
   }
@@ -53,4 +48,22 @@ export function loadSession(path: string, model: GPT): Session {
     return PowerState.fromSafetensors(layer.data, { device });
   });
   return { caches, logits: f32Values(tensors.logits) };
+}
+
+/** Writes a session to a file. Node only. */
+export async function saveSession(path: string, model: GPT, session: Session): Promise<void> {
+  const { writeFileWhole } = await import("../data/whole-file.js");
+  writeFileWhole(path, await sessionToBytes(model, session));
+}
+
+/** Reads a session from a file. Node only. */
+export async function loadSession(path: string, model: GPT): Promise<Session> {
+  const { readFileSync } = await import("node:fs");
+  let bytes: Uint8Array;
+  try {
+    bytes = readFileSync(path);
+  } catch (error) {
+    throw new Error(`loadSession: cannot read ${path} (${error instanceof Error ? error.message : error})`);
+  }
+  return sessionFromBytes(bytes, model, path);
 }

@@ -1,9 +1,6 @@
-import { readFileSync } from "node:fs";
-import { join } from "node:path";
 import { loadTokenizer, type Tokenizer, type TokenizerSpec } from "../data/tokenizer.js";
-import { writeFileWhole } from "../data/whole-file.js";
 import { GPT, type GPTConfig, type GPTOptions } from "./gpt.js";
-import { loadTensors, saveTensors } from "./weights.js";
+import { fillTensors } from "./weights.js";
 
 /** config.json of a saved model. */
 export interface GPTFile {
@@ -13,22 +10,49 @@ export interface GPTFile {
   tokenizer: TokenizerSpec;
 }
 
-/** Writes config.json and model.safetensors into an existing folder. */
+/** Writes config.json and model.safetensors into an existing folder. Node only. */
 export async function saveGPT(folder: string, model: GPT, tokenizer: TokenizerSpec): Promise<void> {
+  const [{ writeFileWhole }, { saveTensors }] = await Promise.all([
+    import("../data/whole-file.js"),
+    import("./weight-files.js"),
+  ]);
   const file: GPTFile = { model: "gpt", version: 1, config: model.config, tokenizer };
-  writeFileWhole(join(folder, "config.json"), `${JSON.stringify(file, undefined, 2)}\n`);
-  await saveTensors(join(folder, "model.safetensors"), model.parameters());
+  writeFileWhole(`${folder}/config.json`, `${JSON.stringify(file, undefined, 2)}\n`);
+  await saveTensors(`${folder}/model.safetensors`, model.parameters());
 }
 
 /**
- * A model and its tokenizer from a folder with config.json and model.safetensors.
+ * A model and its tokenizer from a folder with config.json and model.safetensors. Node only; elsewhere fetch the two
+ * and use `gptFromBytes`.
  * @throws Error where a file is missing or damaged, or the two disagree
  */
 export async function loadGPT(folder: string, options: GPTOptions): Promise<{ model: GPT; tokenizer: Tokenizer }> {
-  const path = join(folder, "config.json");
+  const { readFileSync } = await import("node:fs");
+  const read = (name: string): Uint8Array => {
+    try {
+      return readFileSync(`${folder}/${name}`);
+    } catch (error) {
+      throw new Error(`loadGPT: cannot read ${folder}/${name} (${error instanceof Error ? error.message : error})`);
+    }
+  };
+  return gptFromBytes(read("config.json"), read("model.safetensors"), options, folder);
+}
+
+/**
+ * A model and its tokenizer from the contents of config.json and model.safetensors.
+ * @param folder names the files in errors
+ * @throws Error where one is damaged, or the two disagree
+ */
+export async function gptFromBytes(
+  config: Uint8Array,
+  weights: Uint8Array,
+  options: GPTOptions,
+  folder = ".",
+): Promise<{ model: GPT; tokenizer: Tokenizer }> {
+  const path = `${folder}/config.json`;
   let file: GPTFile;
   try {
-    file = JSON.parse(readFileSync(path, "utf8"));
+    file = JSON.parse(new TextDecoder().decode(config));
   } catch (error) {
     throw new Error(`loadGPT: cannot read ${path} (${error instanceof Error ? error.message : error})`);
   }
@@ -43,7 +67,7 @@ export async function loadGPT(folder: string, options: GPTOptions): Promise<{ mo
   }
   const model = new GPT(file.config, options);
   try {
-    loadTensors(join(folder, "model.safetensors"), model.parameters());
+    fillTensors(weights, `${folder}/model.safetensors`, model.parameters());
   } catch (error) {
     model.dispose();
     throw error;

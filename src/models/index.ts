@@ -9,4 +9,4 @@ export {
   type GPTSize,
   gptConfig,
 } from "./gpt.js";
-export { type GPTFile, loadGPT, saveGPT } from "./gpt-files.js";
+export { type GPTFile, gptFromBytes, loadGPT, saveGPT } from "./gpt-files.js";

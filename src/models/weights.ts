@@ -1,5 +1,3 @@
-import { readFileSync } from "node:fs";
-import { writeFileWhole } from "../data/whole-file.js";
 import { f32Bytes, f32Values, readSafetensors, type SafeTensor, writeSafetensors } from "../safetensors.js";
 import { fromBF16Bits, fromF16Bits } from "../tensor/dtype.js";
 import { sameShape } from "../tensor/shape.js";
@@ -17,10 +15,6 @@ export async function tensorsToSafetensors(
   return writeSafetensors({ tensors: entries, metadata });
 }
 
-export async function saveTensors(path: string, tensors: ReadonlyMap<string, Tensor>): Promise<void> {
-  writeFileWhole(path, await tensorsToSafetensors(tensors));
-}
-
 /** The values of a stored tensor of any float format, or undefined for other formats. */
 function valuesOf(stored: SafeTensor): Float32Array | undefined {
   const { dtype, data } = stored;
@@ -32,22 +26,23 @@ function valuesOf(stored: SafeTensor): Float32Array | undefined {
 }
 
 /**
- * Fills tensors from a safetensors file, written in place.
- * @throws Error, before anything is written, where the file is missing or damaged, or names and shapes are others
+ * Fills tensors from the bytes of a safetensors file, written in place.
+ * @param path names the file in errors
+ * @throws Error, before anything is written, where the bytes are damaged, or names and shapes are others
  */
-export function loadTensors(path: string, tensors: ReadonlyMap<string, Tensor>): void {
+export function fillTensors(bytes: Uint8Array, path: string, tensors: ReadonlyMap<string, Tensor>): void {
   let stored: Record<string, SafeTensor>;
   try {
-    stored = readSafetensors(readFileSync(path)).tensors;
+    stored = readSafetensors(bytes).tensors;
   } catch (error) {
-    throw new Error(`loadTensors: cannot read ${path} (${error instanceof Error ? error.message : error})`);
+    throw new Error(`loadWeights: cannot read ${path} (${error instanceof Error ? error.message : error})`);
   }
   const list = (names: string[]) => names.slice(0, 3).join(", ") + (names.length > 3 ? ", …" : "") || "none";
   const missing = [...tensors.keys()].filter((name) => !(name in stored));
   const surplus = Object.keys(stored).filter((name) => !tensors.has(name));
   if (missing.length > 0 || surplus.length > 0) {
     throw new Error(
-      `loadTensors: ${path} does not fit its config.json: missing ${list(missing)}; not in the model ${list(surplus)}; restore the config.json that was saved with it`,
+      `loadWeights: ${path} does not fit its config.json: missing ${list(missing)}; not in the model ${list(surplus)}; restore the config.json that was saved with it`,
     );
   }
   const values = new Map<string, Float32Array>();
@@ -55,11 +50,11 @@ export function loadTensors(path: string, tensors: ReadonlyMap<string, Tensor>):
     const { shape, dtype } = stored[name];
     if (!sameShape(shape, tensor.shape)) {
       throw new Error(
-        `loadTensors: ${name} in ${path} must have shape [${tensor.shape.join(", ")}], got [${shape.join(", ")}]; its config.json is of another model`,
+        `loadWeights: ${name} in ${path} must have shape [${tensor.shape.join(", ")}], got [${shape.join(", ")}]; its config.json is of another model`,
       );
     }
     const read = valuesOf(stored[name]);
-    if (!read) throw new Error(`loadTensors: ${name} in ${path} must be F32, F16 or BF16, got ${dtype}`);
+    if (!read) throw new Error(`loadWeights: ${name} in ${path} must be F32, F16 or BF16, got ${dtype}`);
     values.set(name, read);
   }
   for (const [name, tensor] of tensors) tensor.device.write(tensor.storage, values.get(name)!);

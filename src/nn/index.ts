@@ -1,4 +1,12 @@
+export { adamw } from "../ops/adamw/index.js";
+export { crossEntropy, linearCrossEntropy, linearCrossEntropyRows } from "../ops/cross-entropy/index.js";
+export { embedding } from "../ops/embedding/index.js";
+export { layerNorm } from "../ops/layer-norm/index.js";
 export { type Activation, linear } from "../ops/linear/index.js";
+export { rmsNorm } from "../ops/rms-norm/index.js";
+export { rotary, rotaryAngles } from "../ops/rotary/index.js";
+export { squareSum } from "../ops/square-sum/index.js";
+export { AdamW, type AdamWOptions } from "./adamw.js";
 export { type AttentionCache, type AttentionConfig, CausalSelfAttention, GATE_BIAS } from "./attention.js";
 export { Block, type BlockConfig } from "./block.js";
 export { Embedding } from "./embedding.js";

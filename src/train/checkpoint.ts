@@ -4,8 +4,8 @@ import type { TokenizerSpec } from "../data/tokenizer.js";
 import { writeFileWhole } from "../data/whole-file.js";
 import type { GPT } from "../models/gpt.js";
 import { saveGPT } from "../models/gpt-files.js";
-import { loadTensors, saveTensors } from "../models/weights.js";
-import type { AdamW } from "./optimizer.js";
+import { loadTensors, saveTensors } from "../models/weight-files.js";
+import type { AdamW } from "../nn/adamw.js";
 
 /** state.json of a checkpoint: all that a run needs to go on as if it had not stopped, beside the tensors. */
 export interface TrainState {

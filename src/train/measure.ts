@@ -1,9 +1,9 @@
 import type { TokenFile } from "../data/token-file.js";
 import { getDevice } from "../devices/get-device.js";
 import { GPT } from "../models/gpt.js";
+import { AdamW } from "../nn/adamw.js";
 import { Scope } from "../tensor/scope.js";
 import { modelConfig, type TrainConfig, trainConfig } from "./config.js";
-import { AdamW } from "./optimizer.js";
 
 /** Seconds that an update takes on this machine, the median of a few after the kernels are warm. */
 export async function measureStep(given: Partial<TrainConfig>, file: TokenFile): Promise<number> {

@@ -193,7 +193,7 @@ test("windows of an epoch are all of them, once each, in an order of the seed", 
 test("memory is flat from step to step", async () => {
   const device = await getDevice("wasm", { threads: 1 });
   const { GPT, gptConfig } = await import("../models/index.js");
-  const { AdamW } = await import("./optimizer.js");
+  const { AdamW } = await import("../nn/adamw.js");
   const model = new GPT(gptConfig("tiny", { vocabSize: 64, nLayer: 1, contextLength: 8 }), { device });
   const optimizer = new AdamW(model.parameters(), {
     beta1: 0.9,
