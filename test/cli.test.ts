@@ -1,4 +1,4 @@
-import { type ChildProcess, execFileSync, spawn } from "node:child_process";
+import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import {
   cpSync,
@@ -69,7 +69,6 @@ async function refuses(message: RegExp, ...args: string[]): Promise<void> {
 const bytesOf = (run: string, file = "model.safetensors") => readFileSync(join(findCheckpoint(at(run)), file));
 
 beforeAll(async () => {
-  execFileSync(process.execPath, [join(root, "node_modules/typescript/bin/tsc"), "-p", root]);
   const words = ["the ", "cat ", "sat ", "on ", "a ", "mat.\n"];
   writeFileSync(at("text.txt"), Array.from({ length: 1500 }, (_, k) => words[(k * k + (k >> 2)) % 6]).join(""));
   await works("prepare", "text.txt", "-o", "data", "--hold-out", "0.1", "--block", "256");
