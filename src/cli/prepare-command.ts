@@ -15,7 +15,7 @@ export function prepareCommand(): Command {
     .option("--block <characters>", "unit of the split; no held-out context is longer", wholeOf, defaults.block)
     .option("--extensions <list>", "files that count in folders, comma-separated", list, [...defaults.extensions])
     .option("--field <name>", "field of a .jsonl line that holds the text", defaults.field)
-    .option("--max-bytes <number>", "stop after this much text", numberOf, defaults.maxBytes)
+    .option("--max-bytes <number>", "stop after this much text (default: never)", numberOf)
     .action(async (sources: string[], flags) => {
       const done = await prepare({ ...flags, sources });
       const number = (n: number) => n.toLocaleString("en");

@@ -1,4 +1,4 @@
-import { type Options, SingleBar } from "cli-progress";
+import { MultiBar, type Options, type SingleBar } from "cli-progress";
 import type { Metric, TrainStart } from "../train/index.js";
 
 /** Seconds between lines where there is no terminal. */
@@ -16,6 +16,8 @@ function duration(seconds: number): string {
 
 /** A bar on a terminal, a line now and then elsewhere. */
 export class TrainProgress {
+  /** A group of one bar: groups can write lines above themselves. */
+  #group: MultiBar | undefined;
   #bar: SingleBar | undefined;
   #start: TrainStart | undefined;
   #began = performance.now();
@@ -42,8 +44,8 @@ export class TrainProgress {
       barCompleteChar: "█",
       barIncompleteChar: "░",
     };
-    this.#bar = new SingleBar(options);
-    this.#bar.start(steps, step, { line: "" });
+    this.#group = new MultiBar(options);
+    this.#bar = this.#group.create(steps, step, { line: "" });
   }
 
   metric(metric: Metric): void {
@@ -67,13 +69,15 @@ export class TrainProgress {
   }
 
   end(): void {
-    this.#bar?.stop();
+    this.#group?.update();
+    this.#group?.stop();
+    this.#group = undefined;
     this.#bar = undefined;
   }
 
   /** A line above the bar. */
   #write(line: string): void {
-    if (this.#bar) this.out.write("\r\x1b[K");
-    this.out.write(`${line}\n`);
+    if (this.#group) this.#group.log(`${line}\n`);
+    else this.out.write(`${line}\n`);
   }
 }
