@@ -43,7 +43,7 @@ export class SoftmaxCache {
         const own = (t: Tensor) => concat([t.detach()], 1).keep();
         this.#parts.push({ k: own(k), v: own(v) });
         this.#tokens += time;
-        if (first) return softmaxAttention(q, k, v);
+        if (time > 1) return softmaxAttention(q, k, v);
         if (this.#parts.length > RECENT) this.#join();
         const group = queryHeads / heads;
         const query = q.reshape([batch, heads, group, headDim]).mul(1 / Math.sqrt(headDim));
