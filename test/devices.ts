@@ -6,7 +6,7 @@ export const READY = {
   lowLevel: ["oracle"],
   softmax: ["oracle"],
   featureMap: ["oracle"],
-  step: ["oracle"],
+  step: ["oracle", "wasm"],
 } as const satisfies Record<string, readonly DeviceKind[]>;
 
 /** Those besides the oracle, which the oracle checks. */

@@ -1,4 +1,5 @@
 import { wasmDevice } from "../../../devices/wasm/device.js";
+import { isRecording } from "../../../tensor/tape.js";
 import { empty, type Tensor } from "../../../tensor/tensor.js";
 import type { PowerGradients, PowerInputs, PowerPlan, PowerResult, PowerUpstream } from "../contract.js";
 import { runBackward, runForward, wholeState } from "./run.js";
@@ -31,20 +32,26 @@ function stateShapes(plan: PowerPlan) {
   return { s: [batch, heads, expandedDim, valueDim], z: [batch, heads, expandedDim] };
 }
 
-/** The whole forward in one kernel; `saved` holds a number a row: 1 / Σw, or the standard deviation. */
+function wantsGradient({ q, k, v, logG, initialState }: PowerInputs): boolean {
+  return isRecording() && [q, k, v, logG, initialState?.s, initialState?.z].some((x) => x?.requiresGrad);
+}
+
+/** The whole forward in one kernel; `saved` holds a number a row (1 / Σw, or the standard deviation), and `exact`. */
 export function powerForwardWasm(plan: PowerPlan, inputs: PowerInputs): PowerResult {
   const { q } = inputs;
   const device = wasmDevice(q);
   const { batch, time, queryHeads, valueDim } = plan;
   const output = empty([batch, time, queryHeads, valueDim], device, q.dtype);
   const rows = empty([batch, time, queryHeads], device, "f32");
+  // The gradient of a mean or norm wants the output that was not rounded.
+  const exact = q.dtype !== "f32" && wantsGradient(inputs) ? empty(output.shape, device, "f32") : undefined;
   const shapes = stateShapes(plan);
   const finalState = plan.returnFinalState
     ? { s: empty(shapes.s, device, "f32"), z: empty(shapes.z, device, "f32") }
     : undefined;
   const writes = finalState ? "carry" : "none";
-  runForward(device, plan, { ...common(plan, inputs), writes, output, rows, to: finalState });
-  return { output, finalState, saved: [rows] };
+  runForward(device, plan, { ...common(plan, inputs), writes, output, rows, exact, to: finalState });
+  return { output, finalState, saved: exact ? [rows, exact] : [rows] };
 }
 
 export function powerBackwardWasm(
@@ -70,6 +77,7 @@ export function powerBackwardWasm(
     writes: states ? "carry" : "none",
     output,
     rows: saved[0],
+    exact: saved[1],
     upstream: { output: upstream.output, states },
     gradients: { ...gradients, from: gradients.initialState },
   });
