@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 import { createContext, Script } from "node:vm";
-import { build } from "esbuild";
+import { build, transform } from "esbuild";
 import { beforeAll, describe, expect, test } from "vitest";
 import * as api from "../src/index.js";
 
@@ -45,6 +45,37 @@ test("the quickstart runs and prints shapes, device, threads and time", async ()
   expect(stdout).toMatch(/forward +\d+ ms/);
   expect(stdout).toMatch(/backward +\d+ ms/);
   expect(stdout).not.toContain("NaN");
+});
+
+/** A folder where the package is installed. */
+async function consumer<T>(use: (folder: string) => Promise<T>): Promise<T> {
+  const folder = await mkdtemp(join(tmpdir(), "power-attention-"));
+  try {
+    await mkdir(join(folder, "node_modules"));
+    await symlink(root, join(folder, "node_modules/power-attention"), "dir");
+    await writeFile(join(folder, "package.json"), JSON.stringify({ type: "module" }));
+    return await use(folder);
+  } finally {
+    await rm(folder, { recursive: true });
+  }
+}
+
+test("the README's examples run as they stand", async () => {
+  const readme = await readFile(join(root, "README.md"), "utf8");
+  const examples = [...readme.matchAll(/^```ts\n(.*?)^```/gms)].map(([, code]) => code);
+  expect(examples.length).toBeGreaterThanOrEqual(3);
+  const outputs = await consumer(async (folder) => {
+    const all: string[] = [];
+    for (const [k, code] of examples.entries()) {
+      const { code: script } = await transform(code, { loader: "ts", target: "es2022" });
+      await writeFile(join(folder, `example${k}.js`), script);
+      all.push((await run(process.execPath, [`example${k}.js`], { cwd: folder })).stdout);
+    }
+    return all;
+  });
+  expect(outputs[0]).toMatch(/^\[ 2, 1024, 8, 64 \] Float32Array\(1048576\)/);
+  expect(outputs[1]).toMatch(/^100 \d+\n100\n$/);
+  expect(outputs[2]).toMatch(/^\{ used: \d+, peak: \d+, reserved: \d+ \}\n$/);
 });
 
 async function bundle(contents: string, format: "esm" | "iife" = "esm") {
@@ -132,21 +163,15 @@ describe("the package", () => {
     { module: "NodeNext", moduleResolution: "NodeNext" },
     { module: "ESNext", moduleResolution: "Bundler" },
   ])("is typed under moduleResolution $moduleResolution, declarations included", async (resolution) => {
-    const folder = await mkdtemp(join(tmpdir(), "power-attention-"));
-    try {
-      await mkdir(join(folder, "node_modules"));
-      await symlink(root, join(folder, "node_modules/power-attention"), "dir");
-      await writeFile(join(folder, "package.json"), JSON.stringify({ type: "module" }));
+    const result = await consumer(async (folder) => {
       await writeFile(join(folder, "index.ts"), program);
       const lib = ["ES2023", "ESNext.Disposable", "DOM"];
       const compilerOptions = { ...resolution, target: "ES2022", lib, types: [], strict: true, noEmit: true };
       await writeFile(join(folder, "tsconfig.json"), JSON.stringify({ compilerOptions, files: ["index.ts"] }));
       const { bin } = JSON.parse(await readFile(join(root, "node_modules/typescript/package.json"), "utf8"));
       const tsc = join(root, "node_modules/typescript", bin.tsc);
-      const result = await run(process.execPath, [tsc, "-p", folder]).catch((error) => error);
-      expect(`${result.stdout}${result.stderr}`).toBe("");
-    } finally {
-      await rm(folder, { recursive: true });
-    }
+      return run(process.execPath, [tsc, "-p", folder]).catch((error) => error);
+    });
+    expect(`${result.stdout}${result.stderr}`).toBe("");
   });
 });
