@@ -10,6 +10,7 @@ export * from "./ops/index.js";
 export type { Normalize, State } from "./ops/power-attention/contract.js";
 export { queryState } from "./ops/query-state/index.js";
 export { softmaxAttention } from "./ops/softmax-attention/index.js";
+export type { StateScanResult } from "./ops/state-scan/contract.js";
 export { stateScan } from "./ops/state-scan/index.js";
 export { chooseChunkSize, type PowerOptions } from "./options.js";
 export { powerAttention, powerFull } from "./power-attention.js";
