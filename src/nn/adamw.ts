@@ -1,4 +1,5 @@
 import { adamw } from "../ops/adamw/index.js";
+import { cast } from "../ops/copy/index.js";
 import { squareSum } from "../ops/square-sum/index.js";
 import { zeros } from "../tensor/create.js";
 import { noGrad } from "../tensor/tape.js";
@@ -14,18 +15,27 @@ export interface AdamWOptions {
   clip: number;
 }
 
-/** AdamW over a model's parameters, with its two running means for each. */
+/** What an update keeps of a parameter. `master`: the f32 value of a half-precision one, which small updates add up in. */
+interface Moments {
+  mean: Tensor;
+  square: Tensor;
+  master?: Tensor;
+}
+
+/** AdamW over a model's parameters, with two running means for each, and an f32 copy of those in half precision. */
 export class AdamW {
-  readonly #moments = new Map<string, { mean: Tensor; square: Tensor }>();
+  readonly #moments = new Map<string, Moments>();
   #step = 0;
 
   constructor(
     private readonly parameters: ReadonlyMap<string, Tensor>,
     private readonly options: AdamWOptions,
   ) {
-    for (const [name, { shape, device }] of parameters) {
+    for (const [name, parameter] of parameters) {
+      const { shape, device, dtype } = parameter;
       const moment = () => zeros(shape, { device }).keep();
-      this.#moments.set(name, { mean: moment(), square: moment() });
+      const master = dtype === "f32" ? undefined : noGrad(() => cast(parameter, "f32")).keep();
+      this.#moments.set(name, { mean: moment(), square: moment(), master });
     }
   }
 
@@ -49,21 +59,22 @@ export class AdamW {
         for (const [name, parameter] of this.parameters) {
           if (!parameter.grad) continue;
           const decay = parameter.shape.length >= 2 ? weightDecay : 0;
-          const tensors = { parameter, gradient: parameter.grad, ...this.#moments.get(name)!, squaredNorm };
+          const { master, mean, square } = this.#moments.get(name)!;
+          const written = master ? { parameter: master, rounded: parameter } : { parameter };
+          const tensors = { ...written, gradient: parameter.grad, mean, square, squaredNorm };
           adamw({ ...plan, weightDecay: decay }, tensors);
         }
       }),
     );
   }
 
-  /** The running means by name, `mean.…` and `square.…`. */
+  /** What is kept, by name: `mean.…`, `square.…` and, of half-precision parameters, `master.…`. */
   tensors(): Map<string, Tensor> {
-    return new Map(
-      [...this.#moments].flatMap(([name, { mean, square }]) => [
-        [`mean.${name}`, mean] as const,
-        [`square.${name}`, square] as const,
-      ]),
-    );
+    const found = new Map<string, Tensor>();
+    for (const [name, moments] of this.#moments) {
+      for (const [kind, tensor] of Object.entries(moments)) if (tensor) found.set(`${kind}.${name}`, tensor);
+    }
+    return found;
   }
 
   /** Goes on after `step` updates; the running means are written by the caller (see `tensors`). */
@@ -72,10 +83,7 @@ export class AdamW {
   }
 
   dispose(): void {
-    for (const { mean, square } of this.#moments.values()) {
-      mean.dispose();
-      square.dispose();
-    }
+    for (const tensor of this.tensors().values()) tensor.dispose();
     this.#moments.clear();
   }
 }

@@ -105,6 +105,15 @@ test("a resumed run gives the same numbers bit for bit", async () => {
   }
 });
 
+test("half precision learns too, and resumes bit for bit", async () => {
+  const rest = { dtype: "bf16", steps: 30, evalEvery: 0, saveEvery: 0, learningRate: 0.003 };
+  const result = await tiny("half", rest);
+  expect(result.heldOutLoss!).toBeLessThan(4.2);
+  await tiny("half-stopped", rest, abortAfter(11));
+  await train({ out: at("half-stopped"), resume: true });
+  expect(losses("half-stopped")).toEqual(losses("half"));
+});
+
 test("a run that died goes on from its last checkpoint", async () => {
   await tiny("died", {}, abortAfter(8));
   // As a crash leaves it: metrics ahead of the checkpoint, half a line, half a checkpoint.

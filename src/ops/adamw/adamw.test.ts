@@ -45,6 +45,19 @@ test.each([
   for (const [k, values] of want.entries()) expect(worst(got[k], values)).toBeLessThan(limit);
 });
 
+test("a half-precision copy follows the parameter", async () => {
+  for (const device of [devices.oracle(), devices.wasm()]) {
+    const parameter = tensor([1, -2, 3, 4, 5], undefined, { device });
+    const rounded = zeros([5], { device, dtype: "bf16" });
+    const gradient = tensor([1, 1, -1, 2, 3], undefined, { device });
+    const [mean, square] = [zeros([5], { device }), zeros([5], { device })];
+    const squaredNorm = squareSum([gradient]);
+    adamw({ ...RATES, step: 1 }, { parameter, rounded, gradient, mean, square, squaredNorm });
+    expect(worst([...(await rounded.data())], [...(await parameter.data())])).toBeLessThan(2 ** -8);
+    expect((await parameter.data())[0]).not.toBe(1);
+  }
+});
+
 test("shapes that disagree are refused", () => {
   const device = devices.oracle();
   const t = (n: number) => zeros([n], { device });

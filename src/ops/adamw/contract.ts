@@ -16,6 +16,8 @@ export interface AdamWPlan {
 export interface AdamWTensors {
   /** Any float dtype, contiguous; written. */
   parameter: Tensor;
+  /** Half-precision copy of the parameter, the same shape, contiguous; written, never read. */
+  rounded?: Tensor;
   /** The parameter's shape, any float dtype, contiguous. */
   gradient: Tensor;
   /** f32, contiguous; written. Running mean of the gradient. */

@@ -7,7 +7,7 @@ import * as wasm from "./wasm.js";
 const run = operation("adamw", { oracle: oracle.update, wasm: wasm.update });
 
 /**
- * One AdamW update, in place: the memory of `parameter`, `mean` and `square` is written, which no other operation on
+ * One AdamW update, in place: the memory of `parameter` (and `rounded`), `mean` and `square` is written, which no other operation on
  * tensors does. A graph recorded before the update and not yet walked backward would see the new values.
  *
  *     g = gradient · min(1, maxNorm / √squaredNorm)
@@ -20,16 +20,16 @@ const run = operation("adamw", { oracle: oracle.update, wasm: wasm.update });
  * Source: Loshchilov and Hutter 2019; Kingma and Ba 2015.
  */
 export function adamw(plan: AdamWPlan, tensors: AdamWTensors): void {
-  const { parameter, mean, square } = tensors;
+  const { parameter, rounded = parameter, mean, square } = tensors;
   const gradient = tensors.gradient.contiguous();
-  for (const [name, tensor] of Object.entries({ gradient, mean, square })) {
+  for (const [name, tensor] of Object.entries({ gradient, rounded, mean, square })) {
     if (!sameShape(tensor.shape, parameter.shape)) {
       throw new RangeError(
         `adamw: ${name} must have the parameter's shape [${parameter.shape.join(", ")}], got [${tensor.shape.join(", ")}]`,
       );
     }
   }
-  for (const [name, tensor] of Object.entries({ parameter, mean, square })) {
+  for (const [name, tensor] of Object.entries({ parameter, rounded, mean, square })) {
     if (!tensor.isContiguous) throw new RangeError(`adamw: ${name} is written in place and must be contiguous`);
   }
   if (mean.dtype !== "f32" || square.dtype !== "f32") {

@@ -7,6 +7,7 @@ import type { AdamWUpdate } from "./contract.js";
 
 const layout = new Arguments({
   parameter: "i32",
+  rounded: "i32",
   gradient: "i32",
   mean: "i32",
   square: "i32",
@@ -26,9 +27,10 @@ const layout = new Arguments({
 /** Elements of one item. */
 const PART = 8192;
 
-export const update: AdamWUpdate = (plan, { parameter, gradient, mean, square, squaredNorm }) => {
+export const update: AdamWUpdate = (plan, tensors) => {
+  const { parameter, rounded, gradient, mean, square, squaredNorm } = tensors;
   const device = wasmDevice(parameter);
-  const module = device.module(`adamw ${parameter.dtype} ${gradient.dtype}`, (m) => {
+  const module = device.module(`adamw ${parameter.dtype} ${rounded?.dtype} ${gradient.dtype}`, (m) => {
     m.function(
       "update",
       KERNEL_PARAMS,
@@ -47,7 +49,8 @@ export const update: AdamWUpdate = (plan, { parameter, gradient, mean, square, s
         const rest1 = splat(f32.sub(f32.const(1), a.beta1));
         const rest2 = splat(f32.sub(f32.const(1), a.beta2));
         const [keep, rate, correction] = [splat(a.keep), splat(a.rate), splat(a.correction)];
-        const [d, mean4, square4] = f.locals("v128", 3);
+        const copy = rounded && row(a.rounded, rounded.dtype);
+        const [d, mean4, square4, value] = f.locals("v128", 4);
         forLanes(f, f.local("i32", i32.min(PART, a.size.minus(start))), (lanes) => {
           d.set(f32x4.mul(lanes.load(gradient.dtype, g), scale));
           mean4.set(f32x4.add(f32x4.mul(beta1, lanes.load("f32", mRow)), f32x4.mul(rest1, d)));
@@ -56,7 +59,9 @@ export const update: AdamWUpdate = (plan, { parameter, gradient, mean, square, s
           lanes.store("f32", vRow, square4);
           const root = f32x4.add(f32x4.sqrt(f32x4.mul(square4, correction)), epsilon);
           const move = f32x4.div(f32x4.mul(rate, mean4), root);
-          lanes.store(parameter.dtype, p, f32x4.sub(f32x4.mul(keep, lanes.load(parameter.dtype, p)), move));
+          value.set(f32x4.sub(f32x4.mul(keep, lanes.load(parameter.dtype, p)), move));
+          lanes.store(parameter.dtype, p, value);
+          if (rounded && copy) lanes.store(rounded.dtype, copy, value);
         });
       },
       { exported: true },
@@ -65,6 +70,7 @@ export const update: AdamWUpdate = (plan, { parameter, gradient, mean, square, s
   const { learningRate, beta1, beta2, epsilon, weightDecay, step, maxNorm } = plan;
   const values = {
     parameter: addressOf(parameter),
+    rounded: rounded ? addressOf(rounded) : 0,
     gradient: addressOf(gradient),
     mean: addressOf(mean),
     square: addressOf(square),
