@@ -4,7 +4,7 @@ import type { DeviceKind } from "../src/devices/device.js";
 export const READY = {
   powerFull: ["oracle", "wasm"],
   lowLevel: ["oracle"],
-  softmax: ["oracle"],
+  softmax: ["oracle", "wasm"],
   featureMap: ["oracle"],
   step: ["oracle"],
 } as const satisfies Record<string, readonly DeviceKind[]>;

@@ -110,7 +110,7 @@ export function writeWeighDiagonal(m: ModuleBuilder, degree: number): FunctionHa
  * y[t][columns] += Σ_{j≤t} w[j][t] · v[j] within a group; later values are never touched, so that a NaN among them
  * stays in its future.
  */
-export function writeDiagonalTimesPanels(m: ModuleBuilder, columns: number): FunctionHandle {
+export function writeDiagonalTimesPanels(m: ModuleBuilder, columns: number, lineStride = LINE): FunctionHandle {
   return m.function(
     "diagonal-times-panels",
     [
@@ -136,7 +136,7 @@ export function writeDiagonalTimesPanels(m: ModuleBuilder, columns: number): Fun
             a.set(m.madd(w, v128.load(v), a));
             b.set(m.madd(w, v128.load(v, 16), b));
             v.add(4 * PANEL);
-            line.add(LINE);
+            line.add(lineStride);
           });
           f.store("v128", out, a);
           f.store("v128", out, b, 16);

@@ -1,0 +1,110 @@
+import { addressOf, type WasmDevice, wasmDevice } from "../../../devices/wasm/device.js";
+import { DTYPE_BYTES } from "../../../tensor/dtype.js";
+import { empty, type Tensor } from "../../../tensor/tensor.js";
+import { GROUP } from "../../power-attention/wasm/tiles.js";
+import type { SoftmaxBackward, SoftmaxForward, SoftmaxInputs, SoftmaxPlan } from "../contract.js";
+import { BACKWARD_ARGUMENTS, backwardBuffers, ROW_GROUPS, rowBuffers, writeBackward } from "./backward.js";
+import { type Dimensions, dimensionsOf } from "./dimensions.js";
+import { FORWARD_ARGUMENTS, forwardBuffers, QUERY_BLOCK, writeForward } from "./forward.js";
+
+/** Items of work that the backward wants at least: heads are cut into segments of keys where there are fewer. */
+const BACKWARD_ITEMS = 8;
+
+function kernelsOf(device: WasmDevice, dim: Dimensions) {
+  const { headDim, valueDim, dtype } = dim;
+  const key = `softmax-attention d=${headDim} e=${valueDim} ${dtype}`;
+  return {
+    forward: device.module(key, (m) => void writeForward(m, dim)),
+    backward: device.module(`${key} backward`, (m) => writeBackward(m, dim)),
+  };
+}
+
+function sequenceArguments(plan: SoftmaxPlan, { q, k, v }: SoftmaxInputs) {
+  const stride = (tensor: Tensor, axis: number) => tensor.strides[axis] * DTYPE_BYTES[tensor.dtype];
+  const { time, queryHeads, heads } = plan;
+  return {
+    q: addressOf(q),
+    k: addressOf(k),
+    v: addressOf(v),
+    qBatch: stride(q, 0),
+    qTime: stride(q, 1),
+    qHead: stride(q, 2),
+    kBatch: stride(k, 0),
+    kTime: stride(k, 1),
+    kHead: stride(k, 2),
+    vBatch: stride(v, 0),
+    vTime: stride(v, 1),
+    vHead: stride(v, 2),
+    time,
+    groups: Math.ceil(time / GROUP),
+    queryHeads,
+    heads,
+    group: queryHeads / heads,
+    sign: Math.sign(plan.scale),
+    unit: (Math.abs(plan.scale) || 1) * Math.LOG2E,
+  };
+}
+
+export const softmaxWasm: SoftmaxForward = (plan, inputs) => {
+  const { batch, time, queryHeads, headDim, valueDim } = plan;
+  const device = wasmDevice(inputs.q);
+  const dim = dimensionsOf(headDim, valueDim, inputs.q.dtype);
+  const output = empty([batch, time, queryHeads, valueDim], device, dim.dtype);
+  const shared = sequenceArguments(plan, inputs);
+  const saved = empty([batch, queryHeads, shared.groups, 2, GROUP], device, "f32");
+  const blocks = Math.ceil(time / QUERY_BLOCK);
+  device.run(
+    kernelsOf(device, dim).forward,
+    "forward",
+    FORWARD_ARGUMENTS,
+    { ...shared, blocks, out: addressOf(output), saved: addressOf(saved) },
+    batch * queryHeads * blocks,
+    forwardBuffers(dim).bytes,
+  );
+  return { output, saved: [saved] };
+};
+
+export const softmaxWasmBackward: SoftmaxBackward = (plan, inputs, output, [saved], upstream) => {
+  const { batch, time, queryHeads, heads, headDim, valueDim } = plan;
+  const { q, k, v } = inputs;
+  const device = wasmDevice(q);
+  const dim = dimensionsOf(headDim, valueDim, q.dtype);
+  const gradients = {
+    q: empty(q.shape, device, dim.dtype),
+    k: empty(k.shape, device, dim.dtype),
+    v: empty(v.shape, device, dim.dtype),
+  };
+  if (batch * time === 0) return gradients;
+  const shared = sequenceArguments(plan, inputs);
+  const { groups } = shared;
+  const rowItems = Math.ceil(groups / ROW_GROUPS);
+  const { bytes, keyGroups } = backwardBuffers(dim);
+  const keyBlocks = Math.ceil(groups / keyGroups);
+  // A number of segments that depends on shapes alone: results must not depend on the number of threads.
+  const segments = Math.min(keyBlocks, Math.ceil(BACKWARD_ITEMS / (batch * heads)));
+  const means = empty([batch, queryHeads, groups, GROUP], device, "f32");
+  const partial = empty([segments, batch, queryHeads, groups * GROUP, dim.d], device, "f32");
+  const module = kernelsOf(device, dim).backward;
+  const more = {
+    ...shared,
+    segments,
+    out: addressOf(output),
+    dOut: addressOf(upstream),
+    saved: addressOf(saved),
+    means: addressOf(means),
+    partial: addressOf(partial),
+    dq: addressOf(gradients.q),
+    dk: addressOf(gradients.k),
+    dv: addressOf(gradients.v),
+    rowItems,
+    scale: plan.scale,
+  };
+  const rows = batch * queryHeads * rowItems;
+  const scratch = rowBuffers(dim).bytes;
+  device.run(module, "means", BACKWARD_ARGUMENTS, more, rows, scratch);
+  device.run(module, "backward", BACKWARD_ARGUMENTS, more, batch * heads * segments, bytes);
+  device.run(module, "query-gradient", BACKWARD_ARGUMENTS, more, rows, scratch);
+  partial.dispose();
+  means.dispose();
+  return gradients;
+};
