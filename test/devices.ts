@@ -4,6 +4,7 @@ import type { DeviceKind } from "../src/devices/device.js";
 export const READY = {
   powerFull: ["oracle", "wasm"],
   lowLevel: ["oracle"],
+  stateScan: ["oracle", "wasm"],
   softmax: ["oracle", "wasm"],
   featureMap: ["oracle"],
   step: ["oracle"],

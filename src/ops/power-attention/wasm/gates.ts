@@ -15,14 +15,11 @@ import {
 import { GROUP } from "./tiles.js";
 
 /** e^x in float64 to about 1e-14 relative; −∞ gives 0 and NaN stays NaN. */
-function exp64(f: FunctionBuilder, x: Expr): Expr {
+export function exp64(f: FunctionBuilder, x: Expr): Expr {
   const t = f.local("f64", f64.min(709, f64.max(-745, x)));
   const n = f.local("f64", f64.nearest(f64.mul(t, Math.LOG2E)));
   // t − n·ln 2 in two steps, the first exact.
-  const r = f.local(
-    "f64",
-    f64.sub(f64.sub(t, f64.mul(n, 0.6931471803691238)), f64.mul(n, 1.9082149292705877e-10)),
-  );
+  const r = f.local("f64", f64.sub(f64.sub(t, f64.mul(n, 0.6931471803691238)), f64.mul(n, 1.9082149292705877e-10)));
   let sum: Expr = f64.const(1 / 39916800);
   for (const factorial of [3628800, 362880, 40320, 5040, 720, 120, 24, 6, 2, 1, 1]) {
     sum = f64.add(f64.mul(sum, r), 1 / factorial);
