@@ -6,7 +6,7 @@ export const READY = {
   lowLevel: ["oracle"],
   stateScan: ["oracle", "wasm"],
   softmax: ["oracle", "wasm"],
-  featureMap: ["oracle"],
+  featureMap: ["oracle", "wasm"],
   step: ["oracle"],
 } as const satisfies Record<string, readonly DeviceKind[]>;
 

@@ -21,7 +21,7 @@ interface Tables {
 const tables = new WeakMap<WasmDevice, Map<string, Tables>>();
 const NO_TABLES: Tables = { runs: 0, starts: 0, multiplicity: 0, root: 0 };
 
-function tablesOf(device: WasmDevice, headDim: number, degree: number): Tables {
+export function tablesOf(device: WasmDevice, headDim: number, degree: number): Tables {
   const known = tables.get(device) ?? new Map<string, Tables>();
   tables.set(device, known);
   const key = `${headDim},${degree}`;
