@@ -85,7 +85,7 @@ describe.each(READY.powerFull)("settled cases on %s", async (kind) => {
   });
 });
 
-describe.each(READY.stateScan)("state scan on %s", (kind) => {
+describe.each(READY.lowLevel)("state scan on %s", (kind) => {
   it("of 1, 2, 3 with gates .9, .5, .25", async () => {
     const device = await getDevice(kind);
     const digits = kind === "oracle" ? 7 : 5;

@@ -15,14 +15,16 @@ import {
 import { innermost, toUpstream } from "../power-attention/views.js";
 import type { ChunkStateBackward, ChunkStateForward, ChunkStates } from "./contract.js";
 import { chunkStateOracle, chunkStateOracleBackward } from "./oracle.js";
+import { chunkStateWasm, chunkStateWasmBackward } from "./wasm.js";
 
 export const chunkStateForward = operation<Parameters<ChunkStateForward>, ChunkStates>("chunkState", {
   oracle: chunkStateOracle,
+  wasm: chunkStateWasm,
 });
 
 export const chunkStateBackward = operation<Parameters<ChunkStateBackward>, ReturnType<ChunkStateBackward>>(
   "chunkState backward",
-  { oracle: chunkStateOracleBackward },
+  { oracle: chunkStateOracleBackward, wasm: chunkStateWasmBackward },
 );
 
 /**

@@ -95,7 +95,7 @@ describe("gradients of stateScan against central differences", () => {
   });
 });
 
-describe.each(others(READY.stateScan))("stateScan on %s against the oracle", async (kind) => {
+describe.each(others(READY.lowLevel))("stateScan on %s against the oracle", async (kind) => {
   const device = await getDevice(kind);
   const oracle = await getDevice("oracle");
   const tolerance = (name: string) => attentionTolerance(kind, "f32", name.startsWith("d") ? "gradient" : "output");
@@ -129,7 +129,7 @@ describe.each(others(READY.stateScan))("stateScan on %s against the oracle", asy
   });
 });
 
-describe.each(READY.stateScan)("laws of stateScan on %s", async (kind) => {
+describe.each(READY.lowLevel)("laws of stateScan on %s", async (kind) => {
   const device = await getDevice(kind);
   const shape: Shape = { chunks: 4, heads: 2, expandedDim: 6, valueDim: 3, time: 8, chunkSize: 2, initial: true };
 

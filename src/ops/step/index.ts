@@ -1,7 +1,11 @@
 import { operation } from "../operation.js";
 import type { FoldTail, StepForward } from "./contract.js";
 import { foldTailOracle, stepOracle } from "./oracle.js";
+import { foldTailWasm, stepWasm } from "./wasm.js";
 
-export const stepForward = operation<Parameters<StepForward>, ReturnType<StepForward>>("step", { oracle: stepOracle });
+export const stepForward = operation<Parameters<StepForward>, ReturnType<StepForward>>("step", {
+  oracle: stepOracle,
+  wasm: stepWasm,
+});
 
-export const foldTail = operation<Parameters<FoldTail>, void>("fold", { oracle: foldTailOracle });
+export const foldTail = operation<Parameters<FoldTail>, void>("fold", { oracle: foldTailOracle, wasm: foldTailWasm });

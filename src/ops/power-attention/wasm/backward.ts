@@ -427,6 +427,7 @@ function writePackUpstream(parts: Parts): FunctionHandle {
   const gradient = writeNormalizeGradient(parts);
   const bytes = dim.outDtype === "f32" ? 4 : 2;
   const loadRows = parts.loadRows(dim.valueDim, dim.e, dim.outDtype);
+  const loadExact = parts.loadRows(dim.valueDim, dim.e, "f32");
   return m.function(
     "pack-upstream",
     [
@@ -458,7 +459,14 @@ function writePackUpstream(parts: Parts): FunctionHandle {
             () => f.fill(at("rows"), 0, GROUP * 4 * dim.e),
           );
           f.if(i32.ne(a.normalize, NORMALIZE.none), () => {
-            f.call(loadRows, a.out.plus(row.times(dim.valueDim * bytes)), step, valid, at("outRows"));
+            f.if(
+              a.exact,
+              () => {
+                const from = a.exact.plus(row.times(4 * dim.valueDim));
+                f.call(loadExact, from, queryHeads.times(4 * dim.valueDim), valid, at("outRows"));
+              },
+              () => f.call(loadRows, a.out.plus(row.times(dim.valueDim * bytes)), step, valid, at("outRows")),
+            );
             f.for(0, valid, 1, (r) => {
               const saved = f32.load(a.rowIn.plus(i32.add(row, i32.mul(r, queryHeads)).times(4)));
               const width = r.times(4 * dim.e);

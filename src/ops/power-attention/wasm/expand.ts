@@ -76,7 +76,7 @@ export function writeExpand(m: ModuleBuilder, degree: number, mode: ExpandMode):
       const value = f.locals("v128", mode === "plain" ? 1 : 4);
       const [count, last, factor] = f.locals("i32", 3);
       const z = f.local("v128");
-      for (const [k, e] of extra.entries()) e.set(v128.load(aside, 16 * k));
+      for (const [k, e] of extra.entries()) e.set(mode === "sum" ? v128.load(aside, 16 * k) : f32x4.const(0));
       f.if(i32.le(runs, 0), () => f.return());
       f.doWhile(() => {
         count.set(i32.load(table));
@@ -108,7 +108,8 @@ export function writeExpand(m: ModuleBuilder, degree: number, mode: ExpandMode):
         table.add(runBytes);
         runs.set(runs.minus(1));
       }, runs);
-      if (mode === "dot") for (const [k, e] of extra.entries()) f.store("v128", aside, e, 16 * k);
+      if (mode !== "dot") return;
+      for (const [k, e] of extra.entries()) f.store("v128", aside, f32x4.add(e, v128.load(aside, 16 * k)), 16 * k);
     },
   );
 }

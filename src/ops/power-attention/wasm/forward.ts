@@ -9,6 +9,7 @@ import {
   v128,
 } from "../../../devices/wasm/emitter.js";
 import { Arguments, KERNEL_PARAMS } from "../../../devices/wasm/kernel.js";
+import { DTYPE_BYTES, type DType } from "../../../tensor/dtype.js";
 import { LAYERNORM_EPSILON } from "../contract.js";
 import type { Parts } from "./parts.js";
 import {
@@ -242,7 +243,6 @@ function writeInside(parts: Parts): FunctionHandle {
 function writeFinish(parts: Parts): FunctionHandle {
   const { m, dim } = parts;
   const normalise = writeLayerNormRow(parts);
-  const bytes = dim.outDtype === "f32" ? 4 : 2;
   return m.function(
     "finish",
     [
@@ -279,13 +279,13 @@ function writeFinish(parts: Parts): FunctionHandle {
             f.if(a.rowOut, () => f.store("f32", a.rowOut.plus(i32.add(row, i32.mul(r, queryHeads)).times(4)), factor));
           });
           f.if(i32.eq(a.normalize, NORMALIZE.sum), () => f.call(parts.scaleRows(dim.e), y, sums));
-          f.call(
-            parts.storeRows(dim.valueDim, dim.e, dim.outDtype),
-            y,
-            valid,
-            a.out.plus(row.times(dim.valueDim * bytes)),
-            queryHeads.times(dim.valueDim * bytes),
-          );
+          const storeAs = (dtype: DType, base: Expr) => {
+            const width = dim.valueDim * DTYPE_BYTES[dtype];
+            const store = parts.storeRows(dim.valueDim, dim.e, dtype);
+            f.call(store, y, valid, base.plus(row.times(width)), queryHeads.times(width));
+          };
+          storeAs(dim.outDtype, a.out);
+          f.if(a.exact, () => storeAs("f32", a.exact));
           y.add(GROUP * 4 * dim.e);
           sums.add(LINE);
         });

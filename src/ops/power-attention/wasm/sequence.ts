@@ -37,6 +37,8 @@ export const SEQUENCE_FIELDS = {
   /** Divide keys by the power of two near the largest element of all; finished states are put back into true units. */
   keyUnits: "i32",
   normalize: "i32",
+  /** The output before it was rounded to a half format, f32; 0 where there is no such copy. */
+  exact: "i32",
   scale: "f32",
 } as const;
 

@@ -22,7 +22,8 @@ export function roundUp(n: number, step: number): number {
 }
 
 /**
- * The register tile of everything here: acc[4][8] += Σ_n a[n][4] ⊗ b[n][8].
+ * The register tile of everything here: acc[4][8] += Σ_n a[n][4] ⊗ b[n][8]. Sums start from zero and join what is in
+ * memory at the end, so that long sums are added up in two levels.
  * `a` is read by broadcast at four constant offsets and both pointers advance by constant steps; they are consumed.
  */
 function multiply4x8(
@@ -83,17 +84,14 @@ export function writeGroupTimesPanels(
       f.for(0, columns / PANEL, 1, () => {
         out.set(y);
         f.for(0, GROUP / 4, 1, (quad) => {
-          for (let r = 0; r < 4; r++) {
-            acc[2 * r].set(v128.load(out, r * row));
-            acc[2 * r + 1].set(v128.load(out, r * row + 16));
-          }
+          for (const x of acc) x.set(f32x4.const(0));
           a.set(lines.plus(quad.times(16)));
           b.set(panel);
           k.set(n);
           multiply4x8(f, acc, a, COLUMNS, lineStride, b, PANEL_BYTES, k);
           for (let r = 0; r < 4; r++) {
-            f.store("v128", out, acc[2 * r], r * row);
-            f.store("v128", out, acc[2 * r + 1], r * row + 16);
+            f.store("v128", out, f32x4.add(v128.load(out, r * row), acc[2 * r]), r * row);
+            f.store("v128", out, f32x4.add(v128.load(out, r * row + 16), acc[2 * r + 1]), r * row + 16);
           }
           out.add(4 * row);
         });
@@ -132,17 +130,14 @@ export function writeRowsTimesPanels(m: ModuleBuilder, columns: number, aStride:
         out.set(c.plus(p.times(PANEL_BYTES)));
         x.set(a);
         f.for(0, tiles, 1, (tile) => {
-          for (let r = 0; r < 4; r++) {
-            acc[2 * r].set(f32x4.mul(d, v128.load(out, r * row)));
-            acc[2 * r + 1].set(f32x4.mul(d, v128.load(out, r * row + 16)));
-          }
+          for (const y of acc) y.set(f32x4.const(0));
           x.set(a.plus(i32.mul(tile, 4 * aStride)));
           b.set(panel);
           k.set(n);
           multiply4x8(f, acc, x, [0, aStride, 2 * aStride, 3 * aStride], 4, b, PANEL_BYTES, k);
           for (let r = 0; r < 4; r++) {
-            f.store("v128", out, acc[2 * r], r * row);
-            f.store("v128", out, acc[2 * r + 1], r * row + 16);
+            f.store("v128", out, m.madd(d, v128.load(out, r * row), acc[2 * r]), r * row);
+            f.store("v128", out, m.madd(d, v128.load(out, r * row + 16), acc[2 * r + 1]), r * row + 16);
           }
           out.add(4 * row);
         });

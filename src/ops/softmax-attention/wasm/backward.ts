@@ -75,8 +75,9 @@ export const BACKWARD_ARGUMENTS = new Arguments({
   /** Items of `ROW_GROUPS` groups in a sequence. */
   rowItems: "i32",
   /** [B, T, Hq, e] */
-  out: "i32",
   dOut: "i32",
+  /** The same in f32: the output, before it was rounded to a half format. */
+  out: "i32",
   /** What the forward saved. */
   saved: "i32",
   /** [B, Hq, T in whole groups]: dOut · out. */
@@ -291,6 +292,7 @@ function writeMeans(m: ModuleBuilder, dim: Dimensions): FunctionHandle {
   const { valueDim, dtype, e } = dim;
   const buffers = rowBuffers(dim).at;
   const load = writeLoadRows(m, dtype, valueDim, e, "load-e");
+  const loadExact = writeLoadRows(m, "f32", valueDim, e, "load-exact");
   const width = valueDim * DTYPE_BYTES[dtype];
   const dot = m.function(
     "dot-rows",
@@ -319,13 +321,13 @@ function writeMeans(m: ModuleBuilder, dim: Dimensions): FunctionHandle {
     KERNEL_PARAMS,
     (f, args, item, scratch) => {
       const a = BACKWARD_ARGUMENTS.fieldsAt(args);
-      const [row, n] = f.locals("i32", 2);
+      const n = f.local("i32");
       const at = (name: keyof typeof buffers) => scratch.plus(buffers[name]);
       rowGroups(f, a, item, (sequence, group, tokens, first) => {
         n.set(tokens);
-        row.set(i32.mul(first, width));
-        f.call(load, a.dOut.plus(row), a.queryHeads.times(width), n, at("x"));
-        f.call(load, a.out.plus(row), a.queryHeads.times(width), n, at("y"));
+        f.call(load, a.dOut.plus(i32.mul(first, width)), a.queryHeads.times(width), n, at("x"));
+        const exact = 4 * valueDim;
+        f.call(loadExact, a.out.plus(i32.mul(first, exact)), a.queryHeads.times(exact), n, at("y"));
         f.call(dot, at("x"), at("y"), a.means.plus(i32.add(i32.mul(sequence, a.groups), group).times(LINE)));
       });
     },

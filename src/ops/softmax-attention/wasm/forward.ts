@@ -1,4 +1,4 @@
-import { type FunctionHandle, f32x4, i32, type ModuleBuilder, v128 } from "../../../devices/wasm/emitter.js";
+import { type Expr, type FunctionHandle, f32x4, i32, type ModuleBuilder, v128 } from "../../../devices/wasm/emitter.js";
 import { Arguments, KERNEL_PARAMS } from "../../../devices/wasm/kernel.js";
 import { DTYPE_BYTES } from "../../../tensor/dtype.js";
 import { writeDiagonalTimesPanels } from "../../power-attention/wasm/intra.js";
@@ -46,6 +46,8 @@ export const FORWARD_ARGUMENTS = new Arguments({
   blocks: "i32",
   /** [B, T, Hq, e] */
   out: "i32",
+  /** The output in f32 before it was rounded to a half format, or 0: not wanted. */
+  exact: "i32",
   /** [B, Hq, T / 16, 2, 16]: maxima of the rows' scores, and reciprocals of their sums of weights. */
   saved: "i32",
 });
@@ -61,6 +63,7 @@ export function writeForward(m: ModuleBuilder, dim: Dimensions): FunctionHandle 
   const loadHead = writeLoadRows(m, dtype, headDim, d, "load-head");
   const loadValue = writeLoadRows(m, dtype, valueDim, e, "load-value");
   const storeRows = writeStoreRows(m, dtype, valueDim, e, "store");
+  const storeExact = writeStoreRows(m, "f32", valueDim, e, "store-exact");
   const transpose = writeTranspose(m, d, "transpose");
   const toPanels = writePanels(m, e, "panels");
   const scaleHead = writeScaleRows(m, d, "scale-head");
@@ -143,11 +146,10 @@ export function writeForward(m: ModuleBuilder, dim: Dimensions): FunctionHandle 
         });
       });
 
-      const row = valueDim * bytes;
-      const out = f.local(
-        "i32",
-        a.out.plus(i32.mul(i32.add(i32.mul(i32.add(i32.mul(b, a.time), t0), a.queryHeads), head), row)),
-      );
+      const row = f.local("i32", i32.add(i32.mul(i32.add(i32.mul(b, a.time), t0), a.queryHeads), head));
+      const storeAs = (store: FunctionHandle, base: Expr, width: number) => {
+        f.call(store, y, n, base.plus(i32.mul(row, width)), a.queryHeads.times(width));
+      };
       const saved = f.local("i32", a.saved.plus(i32.add(i32.mul(sequence, a.groups), first).times(2 * LINE)));
       f.for(0, groups, 1, (g) => {
         y.set(at("y").plus(g.times(GROUP * 4 * e)));
@@ -157,8 +159,10 @@ export function writeForward(m: ModuleBuilder, dim: Dimensions): FunctionHandle 
           f.store("v128", saved, reciprocal, LINE + 16 * lane);
         }
         f.call(scaleValue, y, saved.plus(LINE));
-        f.call(storeRows, y, tokens(first, g), out, a.queryHeads.times(row));
-        out.add(a.queryHeads.times(GROUP * row));
+        n.set(tokens(first, g));
+        storeAs(storeRows, a.out, valueDim * bytes);
+        f.if(a.exact, () => storeAs(storeExact, a.exact, 4 * valueDim));
+        row.add(a.queryHeads.times(GROUP));
         saved.add(2 * LINE);
       });
     },

@@ -1,5 +1,6 @@
 import { addressOf, type WasmDevice, wasmDevice } from "../../../devices/wasm/device.js";
 import { DTYPE_BYTES } from "../../../tensor/dtype.js";
+import { isRecording } from "../../../tensor/tape.js";
 import { empty, type Tensor } from "../../../tensor/tensor.js";
 import { GROUP } from "../../power-attention/wasm/tiles.js";
 import type { SoftmaxBackward, SoftmaxForward, SoftmaxInputs, SoftmaxPlan } from "../contract.js";
@@ -45,6 +46,10 @@ function sequenceArguments(plan: SoftmaxPlan, { q, k, v }: SoftmaxInputs) {
   };
 }
 
+function wantsGradient({ q, k, v }: SoftmaxInputs): boolean {
+  return isRecording() && [q, k, v].some((x) => x.requiresGrad);
+}
+
 export const softmaxWasm: SoftmaxForward = (plan, inputs) => {
   const { batch, time, queryHeads, headDim, valueDim } = plan;
   const device = wasmDevice(inputs.q);
@@ -52,19 +57,21 @@ export const softmaxWasm: SoftmaxForward = (plan, inputs) => {
   const output = empty([batch, time, queryHeads, valueDim], device, dim.dtype);
   const shared = sequenceArguments(plan, inputs);
   const saved = empty([batch, queryHeads, shared.groups, 2, GROUP], device, "f32");
+  // The gradient wants the output that was not rounded.
+  const exact = dim.dtype !== "f32" && wantsGradient(inputs) ? empty(output.shape, device, "f32") : undefined;
   const blocks = Math.ceil(time / QUERY_BLOCK);
   device.run(
     kernelsOf(device, dim).forward,
     "forward",
     FORWARD_ARGUMENTS,
-    { ...shared, blocks, out: addressOf(output), saved: addressOf(saved) },
+    { ...shared, blocks, out: addressOf(output), exact: exact ? addressOf(exact) : 0, saved: addressOf(saved) },
     batch * queryHeads * blocks,
     forwardBuffers(dim).bytes,
   );
-  return { output, saved: [saved] };
+  return { output, saved: exact ? [saved, exact] : [saved] };
 };
 
-export const softmaxWasmBackward: SoftmaxBackward = (plan, inputs, output, [saved], upstream) => {
+export const softmaxWasmBackward: SoftmaxBackward = (plan, inputs, output, [saved, exact = output], upstream) => {
   const { batch, time, queryHeads, heads, headDim, valueDim } = plan;
   const { q, k, v } = inputs;
   const device = wasmDevice(q);
@@ -88,7 +95,7 @@ export const softmaxWasmBackward: SoftmaxBackward = (plan, inputs, output, [save
   const more = {
     ...shared,
     segments,
-    out: addressOf(output),
+    out: addressOf(exact),
     dOut: addressOf(upstream),
     saved: addressOf(saved),
     means: addressOf(means),
