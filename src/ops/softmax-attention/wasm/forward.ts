@@ -16,8 +16,8 @@ import { LOWEST, writeMaskLater, writeSoftmaxStep } from "./weights.js";
 
 /** Groups of queries in an item of work: each group of keys is packed once for all of them. */
 const QUERY_GROUPS = 16;
-/** Groups of keys that are packed and weighed at once: keys, values and weights stay in the first-level cache. */
-const KEY_GROUPS = 4;
+/** Groups of keys that are packed and weighed at once: their weights stay in the first-level cache. */
+const KEY_GROUPS = 8;
 const PANEL_STRIDE = KEY_GROUPS * GROUP * 4 * PANEL;
 
 /** Queries of an item of work. */

@@ -22,21 +22,24 @@ export const LOWEST = -(2 - 2 ** -23) * 2 ** 127;
 /** (2^r − 1) / r for |r| ≤ ½: least relative error of 2^r, 2e-9. */
 const EXP2 = [0.6931472029, 0.2402264791, 0.05550332471, 0.009618437358, 0.001339887441, 0.0001535336192];
 
+/** 1.5 · 2^23: added to a small number, it leaves the nearest integer in the low bits. */
+const ROUND = 3 * 2 ** 22;
+
 /**
- * 2^x for x ≤ 0 to about 1 unit in the last place; from −127 down, −∞ too, exactly 0 (between −126 and −127 something
- * below 2^-126). NaN stays. `x` is overwritten.
+ * 2^x for x ≤ 0 to about 1 unit in the last place; 0 from −126.5 down, −∞ too. NaN stays. `x` is overwritten.
  */
 function exp2Below(f: FunctionBuilder, x: Local, n: Local): Expr {
-  // The first operand of pmax wins where it is NaN. At −127 the fraction is 1 exactly: its bits cancel the exponent's.
+  // The first operand of pmax wins where it is NaN.
   x.set(f32x4.pmax(x, f32x4.const(-127)));
-  n.set(f32x4.nearest(x));
-  x.set(f32x4.sub(x, n));
+  n.set(f32x4.add(x, f32x4.const(ROUND)));
+  x.set(f32x4.sub(x, f32x4.sub(n, f32x4.const(ROUND))));
   const slope = EXP2.slice(0, -1).reduceRight(
     (sum, c) => f.module.madd(sum, x, f32x4.const(c)),
     f32x4.const(EXP2.at(-1)!),
   );
   const fraction = f.module.madd(slope, x, f32x4.const(1));
-  return i32x4.add(fraction, i32x4.shl(i32x4.fromF32(n), 23));
+  // The exponent's bits from the integer's; −127 becomes 0.
+  return f32x4.mul(fraction, i32x4.add(i32x4.shl(n, 23), i32x4.const(0x3f800000)));
 }
 
 /** All bits in lanes 4k … 4k + 3 (queries of a group) that are not before token `j` of the group. */
