@@ -16,8 +16,10 @@ import { empty, type Tensor } from "../../tensor/tensor.js";
 import { exp64 } from "../power-attention/wasm/gates.js";
 import type { ScanPlan, StateScanBackward, StateScanForward } from "./contract.js";
 
-/** Elements of a state that one item carries over all chunks: what is carried stays in the first-level cache. */
-const SLICE = 4096;
+/** Elements of a state that one item carries over all chunks: long enough to stream, and to stay in the second cache. */
+const SLICE = 32768;
+/** Vectors of products that are added up in f32; sums of such runs are added up in f64. */
+const RUN = 256;
 
 /** Blocks of `block` numbers, one for each batch element, chunk and head: s or z, whose recurrence is the same. */
 const SCAN = new Arguments({
@@ -94,14 +96,20 @@ function writeDot(m: ModuleBuilder): FunctionHandle {
       const sums = f.locals("v128", 4);
       const total = f.local("f64");
       const wide = f.local("i32", i32.shrU(n, 4));
+      const run = f.local("i32");
       f.while(wide, () => {
-        for (const [k, sum] of sums.entries()) sum.set(m.madd(v128.load(x, 16 * k), v128.load(y, 16 * k), sum));
-        for (const pointer of [x, y]) pointer.add(64);
-        wide.set(wide.minus(1));
+        run.set(i32.min(wide, RUN / 4));
+        wide.set(i32.sub(wide, run));
+        for (const sum of sums) sum.set(f32x4.const(0));
+        f.doWhile(() => {
+          for (const [k, sum] of sums.entries()) sum.set(m.madd(v128.load(x, 16 * k), v128.load(y, 16 * k), sum));
+          for (const pointer of [x, y]) pointer.add(64);
+          run.set(run.minus(1));
+        }, run);
+        for (const sum of sums) {
+          for (const lane of [0, 1, 2, 3]) total.set(f64.add(total, f64.fromF32(f32x4.extract(sum, lane))));
+        }
       });
-      for (const sum of sums) {
-        for (const lane of [0, 1, 2, 3]) total.set(f64.add(total, f64.fromF32(f32x4.extract(sum, lane))));
-      }
       n.set(i32.and(n, 15));
       f.while(n, () => {
         total.set(f64.add(total, f64.fromF32(f32.mul(f32.load(x), f32.load(y)))));
@@ -146,7 +154,7 @@ function writeScan(m: ModuleBuilder, backward: boolean, step: FunctionHandle, do
         f.if(a.end, () => next.set(ofSequence(a.end)));
       };
 
-      f.fill(zeros, 0, 4 * SLICE);
+      f.if(i32.eqz(a.from), () => f.fill(zeros, 0, n.times(4)));
       f.if(a.chunks, () => next.set(ofChunk(a.to, first)), toEnd);
       f.if(
         a.start,
