@@ -243,6 +243,21 @@ describe("softmaxAttention on wasm", async () => {
     two.dispose();
   });
 
+  it("check mode finds nothing to report in ragged lengths, and names the operation of a NaN", async () => {
+    const device = await getDevice("wasm", { threads: 1, check: true });
+    const { inputs, upstream } = arrays({ time: 19, headDim: 5, valueDim: 3 });
+    for (const dtype of ["f32", "bf16"] as const) {
+      const { q, k, v } = place(device, inputs, true);
+      poison(device);
+      const out = softmaxAttention(q.to(dtype), k.to(dtype), v.to(dtype));
+      out.backward(place(device, upstream).output.to(dtype));
+    }
+    inputs.k.values[7] = Number.NaN;
+    const { q, k, v } = place(device, inputs);
+    expect(() => softmaxAttention(q, k, v)).toThrow(/^softmaxAttention: produced a NaN/);
+    device.dispose();
+  });
+
   it("gives all memory back but its outputs, which do not grow with T²", async () => {
     const device = await getDevice("wasm", { threads: 1 });
     const peak = async (time: number) => {

@@ -1,4 +1,4 @@
-import { addressOf, type WasmDevice, wasmDevice } from "../../../devices/wasm/device.js";
+import { addressOf, wasmDevice } from "../../../devices/wasm/device.js";
 import { DTYPE_BYTES } from "../../../tensor/dtype.js";
 import { isRecording } from "../../../tensor/tape.js";
 import { empty, type Tensor } from "../../../tensor/tensor.js";
@@ -11,14 +11,7 @@ import { FORWARD_ARGUMENTS, forwardBuffers, QUERY_BLOCK, writeForward } from "./
 /** Items of work that the backward wants at least: heads are cut into segments of keys where there are fewer. */
 const BACKWARD_ITEMS = 8;
 
-function kernelsOf(device: WasmDevice, dim: Dimensions) {
-  const { headDim, valueDim, dtype } = dim;
-  const key = `softmax-attention d=${headDim} e=${valueDim} ${dtype}`;
-  return {
-    forward: device.module(key, (m) => void writeForward(m, dim)),
-    backward: device.module(`${key} backward`, (m) => writeBackward(m, dim)),
-  };
-}
+const keyOf = ({ headDim, valueDim, dtype }: Dimensions) => `softmax-attention d=${headDim} e=${valueDim} ${dtype}`;
 
 function sequenceArguments(plan: SoftmaxPlan, { q, k, v }: SoftmaxInputs) {
   const stride = (tensor: Tensor, axis: number) => tensor.strides[axis] * DTYPE_BYTES[tensor.dtype];
@@ -61,7 +54,7 @@ export const softmaxWasm: SoftmaxForward = (plan, inputs) => {
   const exact = dim.dtype !== "f32" && wantsGradient(inputs) ? empty(output.shape, device, "f32") : undefined;
   const blocks = Math.ceil(time / QUERY_BLOCK);
   device.run(
-    kernelsOf(device, dim).forward,
+    device.module(`${keyOf(dim)} forward`, (m) => void writeForward(m, dim)),
     "forward",
     FORWARD_ARGUMENTS,
     { ...shared, blocks, out: addressOf(output), exact: exact ? addressOf(exact) : 0, saved: addressOf(saved) },
@@ -91,7 +84,7 @@ export const softmaxWasmBackward: SoftmaxBackward = (plan, inputs, output, [save
   const segments = Math.min(keyBlocks, Math.ceil(BACKWARD_ITEMS / (batch * heads)));
   const means = empty([batch, queryHeads, groups, GROUP], device, "f32");
   const partial = empty([segments, batch, queryHeads, groups * GROUP, dim.d], device, "f32");
-  const module = kernelsOf(device, dim).backward;
+  const module = device.module(`${keyOf(dim)} backward`, (m) => writeBackward(m, dim));
   const more = {
     ...shared,
     segments,
