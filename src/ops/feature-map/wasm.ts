@@ -1,13 +1,13 @@
 import { addressOf, type WasmDevice, wasmDevice } from "../../devices/wasm/device.js";
 import { type FunctionHandle, f32x4, i32, type ModuleBuilder, v128 } from "../../devices/wasm/emitter.js";
 import { Arguments, KERNEL_PARAMS } from "../../devices/wasm/kernel.js";
+import { Layout } from "../../devices/wasm/layout.js";
+import { writeLoadRows, writeStoreRows, writeTranspose, writeUntranspose } from "../../devices/wasm/pack.js";
+import { GROUP, LINE, PANEL, roundUp } from "../../devices/wasm/tiles.js";
 import { DTYPE_BYTES, type DType } from "../../tensor/dtype.js";
 import { empty } from "../../tensor/tensor.js";
 import { SUB_BLOCK, writeExpand, writeExpandGradient } from "../power-attention/wasm/expand.js";
-import { writeLoadRows, writeStoreRows, writeTranspose, writeUntranspose } from "../power-attention/wasm/pack.js";
 import { tablesOf } from "../power-attention/wasm/run.js";
-import { Layout } from "../power-attention/wasm/sequence.js";
-import { GROUP, LINE, PANEL, roundUp } from "../power-attention/wasm/tiles.js";
 import type { FeatureMapBackward, FeatureMapForward, FeaturePlan } from "./contract.js";
 
 /** Sub-blocks of features in an item of the forward; the backward adds all features up, 16 vectors an item. */

@@ -1,4 +1,6 @@
 import {
+  type Expr,
+  type FunctionBuilder,
   type FunctionHandle,
   f32,
   f32x4,
@@ -8,7 +10,7 @@ import {
   type ModuleBuilder,
   v128,
 } from "../../../devices/wasm/emitter.js";
-import { GROUP, LINE, PANEL, power } from "./tiles.js";
+import { GROUP, LINE, PANEL } from "../../../devices/wasm/tiles.js";
 
 /**
  * Scores of earlier keys to weights, in place: w[j][t] = s[j][t]^p · decay[j] · inGroup[t], for `rows` lines of 16
@@ -223,4 +225,15 @@ export function writeWeighGradientDiagonal(m: ModuleBuilder, degree: number): Fu
       });
     },
   );
+}
+
+/** x^n by repeated squaring, for a vector local. */
+function power(f: FunctionBuilder, x: Expr, n: number): Expr {
+  if (n === 0) return f32x4.const(1);
+  if (n === 1) return x;
+  const base = f.local("v128", x);
+  if (n === 2) return f32x4.mul(base, base);
+  const half = f.local("v128", power(f, base, Math.floor(n / 2)));
+  const square = f32x4.mul(half, half);
+  return n % 2 ? f32x4.mul(base, square) : square;
 }

@@ -10,16 +10,14 @@ import {
   v128,
 } from "../../../devices/wasm/emitter.js";
 import { Arguments, KERNEL_PARAMS } from "../../../devices/wasm/kernel.js";
-import { DTYPE_BYTES } from "../../../tensor/dtype.js";
-import { BLOCK_ROW, writeDiagonalTimesPanels } from "../../power-attention/wasm/intra.js";
+import { Layout } from "../../../devices/wasm/layout.js";
 import {
   writeLoadRows,
   writePanels,
   writeScaleRows,
   writeStoreRows,
   writeTranspose,
-} from "../../power-attention/wasm/pack.js";
-import { Layout } from "../../power-attention/wasm/sequence.js";
+} from "../../../devices/wasm/pack.js";
 import {
   GROUP,
   LINE,
@@ -27,7 +25,9 @@ import {
   writeGroupTimesGroup,
   writeGroupTimesPanels,
   writeRowsTimesPanels,
-} from "../../power-attention/wasm/tiles.js";
+} from "../../../devices/wasm/tiles.js";
+import { DTYPE_BYTES } from "../../../tensor/dtype.js";
+import { BLOCK_ROW, writeDiagonalTimesPanels } from "../../power-attention/wasm/intra.js";
 import { type Dimensions, SEQUENCE_FIELDS } from "./dimensions.js";
 import { writeWeightsGradient } from "./weights.js";
 

@@ -1,5 +1,5 @@
+import { PANEL, roundUp } from "../../../devices/wasm/tiles.js";
 import type { DType } from "../../../tensor/dtype.js";
-import { PANEL, roundUp } from "../../power-attention/wasm/tiles.js";
 
 /** What a module is specialised to. */
 export interface Dimensions {

@@ -1,16 +1,16 @@
 import { type Expr, type FunctionHandle, f32x4, i32, type ModuleBuilder, v128 } from "../../../devices/wasm/emitter.js";
 import { Arguments, KERNEL_PARAMS } from "../../../devices/wasm/kernel.js";
-import { DTYPE_BYTES } from "../../../tensor/dtype.js";
-import { writeDiagonalTimesPanels } from "../../power-attention/wasm/intra.js";
+import { Layout } from "../../../devices/wasm/layout.js";
 import {
   writeLoadRows,
   writePanels,
   writeScaleRows,
   writeStoreRows,
   writeTranspose,
-} from "../../power-attention/wasm/pack.js";
-import { Layout } from "../../power-attention/wasm/sequence.js";
-import { GROUP, LINE, PANEL, writeGroupTimesGroup, writeGroupTimesPanels } from "../../power-attention/wasm/tiles.js";
+} from "../../../devices/wasm/pack.js";
+import { GROUP, LINE, PANEL, writeGroupTimesGroup, writeGroupTimesPanels } from "../../../devices/wasm/tiles.js";
+import { DTYPE_BYTES } from "../../../tensor/dtype.js";
+import { writeDiagonalTimesPanels } from "../../power-attention/wasm/intra.js";
 import { type Dimensions, SEQUENCE_FIELDS } from "./dimensions.js";
 import { LOWEST, writeMaskLater, writeSoftmaxStep } from "./weights.js";
 

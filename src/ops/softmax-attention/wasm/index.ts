@@ -1,8 +1,8 @@
 import { addressOf, wasmDevice } from "../../../devices/wasm/device.js";
+import { GROUP } from "../../../devices/wasm/tiles.js";
 import { DTYPE_BYTES } from "../../../tensor/dtype.js";
 import { isRecording } from "../../../tensor/tape.js";
 import { empty, type Tensor } from "../../../tensor/tensor.js";
-import { GROUP } from "../../power-attention/wasm/tiles.js";
 import type { SoftmaxBackward, SoftmaxForward, SoftmaxInputs, SoftmaxPlan } from "../contract.js";
 import { BACKWARD_ARGUMENTS, backwardBuffers, ROW_GROUPS, rowBuffers, writeBackward } from "./backward.js";
 import { type Dimensions, dimensionsOf } from "./dimensions.js";

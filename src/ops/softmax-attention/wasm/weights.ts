@@ -8,7 +8,7 @@ import {
   type ModuleBuilder,
   v128,
 } from "../../../devices/wasm/emitter.js";
-import { GROUP, LINE } from "../../power-attention/wasm/tiles.js";
+import { GROUP, LINE } from "../../../devices/wasm/tiles.js";
 
 /**
  * Scores become weights, w = 2^(unit · (s − maximum)) with unit = |scale| · log₂e. Scores are bare dot products: the unit
