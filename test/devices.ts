@@ -3,9 +3,9 @@ import type { DeviceKind } from "../src/devices/device.js";
 /** Which devices have the kernels of each operation: the suites run over these lists. */
 export const READY = {
   powerFull: ["oracle", "wasm"],
-  lowLevel: ["oracle"],
-  softmax: ["oracle"],
-  featureMap: ["oracle"],
+  lowLevel: ["oracle", "wasm"],
+  softmax: ["oracle", "wasm"],
+  featureMap: ["oracle", "wasm"],
   step: ["oracle", "wasm"],
 } as const satisfies Record<string, readonly DeviceKind[]>;
 

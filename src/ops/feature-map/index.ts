@@ -6,13 +6,16 @@ import { checkPositiveInteger, checkTensor } from "../power-attention/checks.js"
 import { toUpstream } from "../power-attention/views.js";
 import type { FeatureMapBackward, FeatureMapForward } from "./contract.js";
 import { featureMapOracle, featureMapOracleBackward } from "./oracle.js";
+import { featureMapWasm, featureMapWasmBackward } from "./wasm.js";
 
 export const featureMapForward = operation<Parameters<FeatureMapForward>, Tensor>("featureMap", {
   oracle: featureMapOracle,
+  wasm: featureMapWasm,
 });
 
 export const featureMapBackward = operation<Parameters<FeatureMapBackward>, Tensor>("featureMap backward", {
   oracle: featureMapOracleBackward,
+  wasm: featureMapWasmBackward,
 });
 
 /**

@@ -17,14 +17,16 @@ import type { State } from "../power-attention/contract.js";
 import { toUpstream } from "../power-attention/views.js";
 import type { ScanPlan, StateScanBackward, StateScanForward, StateScanResult } from "./contract.js";
 import { stateScanOracle, stateScanOracleBackward } from "./oracle.js";
+import { stateScanWasm, stateScanWasmBackward } from "./wasm.js";
 
 export const stateScanForward = operation<Parameters<StateScanForward>, StateScanResult>("stateScan", {
   oracle: stateScanOracle,
+  wasm: stateScanWasm,
 });
 
 export const stateScanBackward = operation<Parameters<StateScanBackward>, ReturnType<StateScanBackward>>(
   "stateScan backward",
-  { oracle: stateScanOracleBackward },
+  { oracle: stateScanOracleBackward, wasm: stateScanWasmBackward },
 );
 
 interface ScanOptions {

@@ -8,6 +8,7 @@ import {
   v128,
 } from "../../../devices/wasm/emitter.js";
 import { KERNEL_PARAMS } from "../../../devices/wasm/kernel.js";
+import { GROUP, LINE, PANEL } from "../../../devices/wasm/tiles.js";
 import { BACKWARD_ARGUMENTS, type BackwardBuffer } from "./backward-buffers.js";
 import { writeInsideGradient } from "./backward-inside.js";
 import { writeGateGradient, writeStoreKeys, writeStoreQueries } from "./backward-store.js";
@@ -25,7 +26,6 @@ import {
   panelStride,
 } from "./sequence.js";
 import { writeDotStates, writeLoadState, writeReadGradient, writeStoreState, writeUpdateState } from "./state.js";
-import { GROUP, LINE, PANEL } from "./tiles.js";
 
 /**
  * The backward of power attention and of its parts, for one batch element and key head.

@@ -10,6 +10,8 @@ import {
   v128,
 } from "../../../devices/wasm/emitter.js";
 import { Arguments, KERNEL_PARAMS } from "../../../devices/wasm/kernel.js";
+import { Layout } from "../../../devices/wasm/layout.js";
+import { GROUP, LINE, PANEL } from "../../../devices/wasm/tiles.js";
 import { DTYPE_BYTES, type DType } from "../../../tensor/dtype.js";
 import { LAYERNORM_EPSILON } from "../contract.js";
 import type { Parts } from "./parts.js";
@@ -21,7 +23,6 @@ import {
   chunkGates,
   fillOnes,
   keyFactor,
-  Layout,
   NORMALIZE,
   packKeys,
   packQueries,
@@ -30,7 +31,6 @@ import {
   SEQUENCE_FIELDS,
 } from "./sequence.js";
 import { writeLoadState, writeQueryState, writeStoreState, writeUpdateState } from "./state.js";
-import { GROUP, LINE, PANEL } from "./tiles.js";
 
 /** Where states come from and go to. */
 export const STATES = {
