@@ -63,6 +63,7 @@ const MODULES: Record<string, Make> = {
   "power attention in chunks": attention({ chunkSize: 3 }),
   "grouped power attention without gates": attention({ qheadRatio: 2, disableGating: true, bias: false }),
   "power attention of degree 3": attention({ degree: 3 }),
+  "softmax attention": attention({ attention: "softmax", qheadRatio: 2 }),
   Block: (options) => new Block({ nEmbd: 8, nHead: 2, bias: true }, options),
   "Block with RMSNorm": (options) => new Block({ nEmbd: 8, nHead: 2, norm: "rms" }, options),
 };
@@ -78,37 +79,34 @@ test.each(Object.entries(MODULES))("%s: outputs and gradients of wasm are the or
   }
 });
 
-test.each(Object.entries({ ...MODULES, "softmax attention": attention({ attention: "softmax" }) }))(
-  "%s: gradients are the differences of outputs",
-  async (_, make) => {
-    const device = devices.oracle();
-    const shape = [1, 4, 8];
-    const analytic = await evaluate(make, shape, device);
-    const module = make({ device, generator: new Generator(3) });
-    stir(module);
-    const x = randn(shape, { device, seed: 5, requiresGrad: true });
-    const upstream = await randn(noGrad(() => module.forward(x)).shape, { device, seed: 6 }).data();
-    const value = async () => {
-      const y = [...(await noGrad(() => module.forward(x)).data())];
-      return y.reduce((sum, yk, k) => sum + yk * upstream[k], 0);
-    };
-    for (const [name, leaf] of [["x", x] as const, ...module.parameters()]) {
-      const values = [...(await leaf.data())];
-      const expected = analytic[`d(${name})`];
-      const top = Math.max(...expected.map(Math.abs));
-      // A few elements of each are enough: a wrong gradient is wrong nearly everywhere.
-      for (let k = 0; k < values.length; k += Math.ceil(values.length / 5)) {
-        const sides: number[] = [];
-        for (const step of [2 ** -9, -(2 ** -9)]) {
-          device.write(leaf.storage, values.with(k, Math.fround(values[k]) + step));
-          sides.push(await value());
-        }
-        device.write(leaf.storage, values);
-        expect(Math.abs((sides[0] - sides[1]) / 2 ** -8 - expected[k]) / top, `d(${name})[${k}]`).toBeLessThan(2e-3);
+test.each(Object.entries(MODULES))("%s: gradients are the differences of outputs", async (_, make) => {
+  const device = devices.oracle();
+  const shape = [1, 4, 8];
+  const analytic = await evaluate(make, shape, device);
+  const module = make({ device, generator: new Generator(3) });
+  stir(module);
+  const x = randn(shape, { device, seed: 5, requiresGrad: true });
+  const upstream = await randn(noGrad(() => module.forward(x)).shape, { device, seed: 6 }).data();
+  const value = async () => {
+    const y = [...(await noGrad(() => module.forward(x)).data())];
+    return y.reduce((sum, yk, k) => sum + yk * upstream[k], 0);
+  };
+  for (const [name, leaf] of [["x", x] as const, ...module.parameters()]) {
+    const values = [...(await leaf.data())];
+    const expected = analytic[`d(${name})`];
+    const top = Math.max(...expected.map(Math.abs));
+    // A few elements of each are enough: a wrong gradient is wrong nearly everywhere.
+    for (let k = 0; k < values.length; k += Math.ceil(values.length / 5)) {
+      const sides: number[] = [];
+      for (const step of [2 ** -9, -(2 ** -9)]) {
+        device.write(leaf.storage, values.with(k, Math.fround(values[k]) + step));
+        sides.push(await value());
       }
+      device.write(leaf.storage, values);
+      expect(Math.abs((sides[0] - sides[1]) / 2 ** -8 - expected[k]) / top, `d(${name})[${k}]`).toBeLessThan(2e-3);
     }
-  },
-);
+  }
+});
 
 test("parameters are found by property, once each, and saved and loaded by name", async () => {
   class Pair extends Module {
