@@ -39,12 +39,6 @@ export function forLanes(f: FunctionBuilder, count: Int, body: (lanes: Lanes, i:
   });
 }
 
-/** The sum of a vector's four lanes. */
-export function horizontalSum(v: Local): Expr {
-  const lane = (k: number) => f32x4.extract(v, k);
-  return f32.add(f32.add(lane(0), lane(1)), f32.add(lane(2), lane(3)));
-}
-
 /** The largest of a vector's four lanes. */
 export function horizontalMax(v: Local): Expr {
   const lane = (k: number) => f32x4.extract(v, k);

@@ -1,7 +1,7 @@
 import { addressOf, wasmDevice } from "../../devices/wasm/device.js";
-import { f32, f32x4, i32, select } from "../../devices/wasm/emitter.js";
+import { f32, f32x4, i32, select, sumLanes } from "../../devices/wasm/emitter.js";
 import { Arguments, KERNEL_PARAMS } from "../../devices/wasm/kernel.js";
-import { forLanes, horizontalMax, horizontalSum } from "../../devices/wasm/lanes.js";
+import { forLanes, horizontalMax } from "../../devices/wasm/lanes.js";
 import { exp4, log4 } from "../../devices/wasm/math.js";
 import { empty } from "../../tensor/tensor.js";
 import { type CrossEntropyRows, checkTarget } from "./contract.js";
@@ -48,7 +48,7 @@ export const crossEntropyRows: CrossEntropyRows = (logits, targets, scale) => {
             sum.set(f32x4.add(sum, lanes.only(e)));
             if (overwrite) lanes.store("f32", row, e);
           });
-          const total = f.local("f32", horizontalSum(sum));
+          const total = f.local("f32", sumLanes(sum));
           const logSum = f32x4.extract(log4(f, f32x4.splat(total)), 0);
           const loss = f32.sub(f32.add(logSum, f32x4.extract(top, 0)), wantedLogit);
           const counts = i32.ge(target, 0);

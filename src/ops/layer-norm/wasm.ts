@@ -1,7 +1,7 @@
 import { addressOf, wasmDevice } from "../../devices/wasm/device.js";
-import { type Expr, f32, f32x4, i32 } from "../../devices/wasm/emitter.js";
+import { type Expr, f32, f32x4, i32, sumLanes } from "../../devices/wasm/emitter.js";
 import { Arguments, KERNEL_PARAMS } from "../../devices/wasm/kernel.js";
-import { forLanes, horizontalSum } from "../../devices/wasm/lanes.js";
+import { forLanes } from "../../devices/wasm/lanes.js";
 import { DTYPE_BYTES, type DType } from "../../tensor/dtype.js";
 import { empty } from "../../tensor/tensor.js";
 import type { NormBackward, NormForward } from "./contract.js";
@@ -41,7 +41,7 @@ export const normForward: NormForward = ({ rows, width, epsilon, centered }, { x
           if (centered) {
             sum.set(f32x4.const(0));
             forLanes(f, a.width, (lanes) => sum.set(f32x4.add(sum, lanes.load(x.dtype, from))));
-            mean.set(f32x4.splat(f32.mul(horizontalSum(sum), inverse)));
+            mean.set(f32x4.splat(f32.mul(sumLanes(sum), inverse)));
           }
           sum.set(f32x4.const(0));
           const difference = f.local("v128");
@@ -49,7 +49,7 @@ export const normForward: NormForward = ({ rows, width, epsilon, centered }, { x
             difference.set(lanes.only(f32x4.sub(lanes.load(x.dtype, from), mean)));
             sum.set(m.madd(difference, difference, sum));
           });
-          const variance = f32.mul(horizontalSum(sum), inverse);
+          const variance = f32.mul(sumLanes(sum), inverse);
           rstd.set(f32x4.splat(f32.div(f32.const(1), f32.sqrt(f32.add(variance, a.epsilon)))));
           const statistics = f.local("i32", a.statistics.plus(r.times(8)));
           f.store("f32", statistics, f32x4.extract(mean, 0));
@@ -128,8 +128,8 @@ export const normBackward: NormBackward = ({ rows, width, centered }, { x, weigh
             lanes.store("f32", partW, m.madd(d, n, lanes.load("f32", partW)));
             if (centered) lanes.store("f32", partB, f32x4.add(d, lanes.load("f32", partB)));
           });
-          sumG.set(centered ? f32x4.splat(f32.mul(horizontalSum(sumG), inverse)) : f32x4.const(0));
-          sumGN.set(f32x4.splat(f32.mul(horizontalSum(sumGN), inverse)));
+          sumG.set(centered ? f32x4.splat(f32.mul(sumLanes(sumG), inverse)) : f32x4.const(0));
+          sumGN.set(f32x4.splat(f32.mul(sumLanes(sumGN), inverse)));
           forLanes(f, a.width, (lanes) => {
             n.set(f32x4.mul(f32x4.sub(lanes.load(x.dtype, xRow), mean), rstd));
             g.set(f32x4.mul(lanes.load(dOutput.dtype, dRow), lanes.load(weight.dtype, a.weight)));

@@ -1,7 +1,7 @@
 import { addressOf, wasmDevice } from "../../devices/wasm/device.js";
-import { f32, f32x4, f64, i32 } from "../../devices/wasm/emitter.js";
+import { f32, f32x4, f64, i32, sumLanes } from "../../devices/wasm/emitter.js";
 import { Arguments, KERNEL_PARAMS } from "../../devices/wasm/kernel.js";
-import { forLanes, horizontalSum } from "../../devices/wasm/lanes.js";
+import { forLanes } from "../../devices/wasm/lanes.js";
 import { DTYPE_BYTES } from "../../tensor/dtype.js";
 import { empty } from "../../tensor/tensor.js";
 import type { SquareSum } from "./contract.js";
@@ -32,7 +32,7 @@ export const squareSum: SquareSum = (tensors) => {
             value.set(lanes.load(x.dtype, row));
             sum.set(m.madd(value, value, sum));
           });
-          f.store("f32", a.parts.plus(item.times(4)), horizontalSum(sum));
+          f.store("f32", a.parts.plus(item.times(4)), sumLanes(sum));
         },
         { exported: true },
       );
