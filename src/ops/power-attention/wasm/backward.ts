@@ -25,7 +25,7 @@ import {
   packValues,
   panelStride,
 } from "./sequence.js";
-import { writeDotStates, writeLoadState, writeReadGradient, writeStoreState, writeUpdateState } from "./state.js";
+import { writeDotStates, writeReadGradient } from "./state.js";
 
 /**
  * The backward of power attention and of its parts, for one batch element and key head.
@@ -36,9 +36,9 @@ import { writeDotStates, writeLoadState, writeReadGradient, writeStoreState, wri
  */
 export function writeBackward(parts: Parts): FunctionHandle {
   const { m, dim } = parts;
-  const update = writeUpdateState(parts);
-  const load = writeLoadState(parts);
-  const store = writeStoreState(parts);
+  const update = parts.updateState();
+  const load = parts.loadState();
+  const store = parts.storeState();
   const dotStates = writeDotStates(parts);
   const readQueries = writeReadGradient(parts, false);
   const readKeys = writeReadGradient(parts, true);

@@ -30,7 +30,7 @@ import {
   panelStride,
   SEQUENCE_FIELDS,
 } from "./sequence.js";
-import { writeLoadState, writeQueryState, writeStoreState, writeUpdateState } from "./state.js";
+import { writeQueryState } from "./state.js";
 
 /** Where states come from and go to. */
 export const STATES = {
@@ -86,9 +86,9 @@ export const FORWARD_ARGUMENTS = new Arguments({
 export function writeForward(parts: Parts): FunctionHandle {
   const { m, dim } = parts;
   const query = writeQueryState(parts);
-  const update = writeUpdateState(parts);
-  const load = writeLoadState(parts);
-  const store = writeStoreState(parts);
+  const update = parts.updateState();
+  const load = parts.loadState();
+  const store = parts.storeState();
   const finish = writeFinish(parts);
   const inside = writeInside(parts);
   return m.function(

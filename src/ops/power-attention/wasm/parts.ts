@@ -31,7 +31,7 @@ import {
   writeWeighGradient,
   writeWeighGradientDiagonal,
 } from "./intra.js";
-import { writePackState } from "./state.js";
+import { writeLoadState, writePackState, writeStoreState, writeUpdateState } from "./state.js";
 
 /** Tokens whose features are expanded at once for a state update. */
 export const TOKEN_BLOCK = 256;
@@ -112,6 +112,15 @@ export class Parts {
     const reciprocal = this.reciprocalPower();
     const name = `factors-${padded}`;
     return this.#part(name, () => writeRowFactors(this.m, padded, reciprocal, name));
+  }
+  updateState() {
+    return this.#part("update-state", () => writeUpdateState(this));
+  }
+  loadState() {
+    return this.#part("load-state", () => writeLoadState(this));
+  }
+  storeState() {
+    return this.#part("store-state", () => writeStoreState(this));
   }
   packState() {
     return this.#part("pack-state", () => writePackState(this));
