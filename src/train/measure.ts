@@ -26,5 +26,6 @@ export async function measureStep(given: Partial<TrainConfig>, file: TokenFile):
   }
   optimizer.dispose();
   model.dispose();
+  if (threads > 0) device.dispose();
   return times.slice(2).sort((a, b) => a - b)[2];
 }

@@ -1,5 +1,5 @@
 import { existsSync, mkdirSync, readFileSync } from "node:fs";
-import { join } from "node:path";
+import { join, resolve } from "node:path";
 import { loadTokenizer, TokenFile, type Tokenizer, writeFileWhole } from "../data/index.js";
 import type { Device } from "../devices/device.js";
 import { getDevice } from "../devices/get-device.js";
@@ -90,7 +90,7 @@ function plan({ out, data, config = {}, resume }: TrainOptions): RunFile {
     if (hasCheckpoint(out)) {
       throw new Error(`train: ${out} already holds a run; resume it, or name another folder`);
     }
-    return { version: 1, data, train: trainConfig(config) };
+    return { version: 1, data: resolve(data), train: trainConfig(config) };
   }
   const run = readRun(out);
   const { steps = run.train.steps, ...others } = config;
@@ -241,6 +241,7 @@ export async function train(options: TrainOptions): Promise<TrainResult> {
   } finally {
     optimizer.dispose();
     model.dispose();
+    if (config.threads > 0) device.dispose(); // made for this run; without a number of threads it is everybody's
   }
   return {
     step: state.step,
