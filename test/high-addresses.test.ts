@@ -3,7 +3,9 @@ import { WasmDevice } from "../src/devices/wasm/device.js";
 import {
   chunkState,
   featureMap,
+  Generator,
   logSigmoid,
+  noGrad,
   PowerState,
   powerFull,
   randn,
@@ -11,6 +13,8 @@ import {
   stateScan,
   type TypedArray,
 } from "../src/index.js";
+import { GPT, gptConfig } from "../src/models/index.js";
+import { AdamW } from "../src/nn/index.js";
 
 /** Outputs and gradients of everything that has a kernel of its own, from the same seeds. */
 async function results(device: WasmDevice): Promise<TypedArray[]> {
@@ -35,12 +39,34 @@ async function results(device: WasmDevice): Promise<TypedArray[]> {
   return Promise.all(all.map((tensor) => tensor.data()));
 }
 
+/** A training step of each kind of model, and a token: every kernel that models add. */
+async function modelResults(device: WasmDevice): Promise<TypedArray[]> {
+  const found: TypedArray[] = [];
+  for (const rest of [{}, { norm: "rms", positions: "learned", bias: true, attention: "softmax" }] as const) {
+    const sizes = { vocabSize: 50, contextLength: 40, nLayer: 1, nEmbd: 24, nHead: 2, headSize: 12 };
+    const model = new GPT(gptConfig("tiny", { ...sizes, ...rest }), { device, generator: new Generator(1) });
+    const rates = { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weightDecay: 0.1, clip: 1 };
+    const optimizer = new AdamW(model.parameters(), rates);
+    const ids = model.ids(
+      Int32Array.from({ length: 80 }, (_, n) => (n * 7) % 50),
+      [2, 40],
+    );
+    model.loss(ids, ids).backward();
+    optimizer.update(0.01, optimizer.squaredNorm());
+    found.push(...(await Promise.all([...model.parameters().values()].map((tensor) => tensor.data()))));
+    const token = noGrad(() => model.forward(model.ids([3], [1, 1]), { caches: model.caches(1), last: true }));
+    found.push(await token.data(), await model.tokenLosses(ids, ids).data());
+  }
+  return found;
+}
+
 it("addresses beyond 2 GiB give the same bits", async () => {
   const low = await WasmDevice.create({ threads: 2 });
   const high = await WasmDevice.create({ threads: 2 });
   // Reserved, never touched: costs no memory.
   for (let n = 0; n < 5; n++) high.allocate("f32", 2 ** 27);
-  const [expected, found] = [await results(low), await results(high)];
+  const all = async (device: WasmDevice) => [...(await results(device)), ...(await modelResults(device))];
+  const [expected, found] = [await all(low), await all(high)];
   for (const [n, values] of found.entries()) expect(values, `result ${n}`).toEqual(expected[n]);
   low.dispose();
   high.dispose();
