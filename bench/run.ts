@@ -15,6 +15,7 @@ import { p4 } from "./p4.js";
 import { peersQuestion } from "./peers-question.js";
 import { perToken } from "./per-token.js";
 import { compare, outcome, type Report, toMarkdown, toText } from "./report.js";
+import { trainingPeers } from "./training-peers.js";
 import { trainingStepQuestion } from "./training-step.js";
 
 /** Correctness first: figures of wrong results are not worth having. */
@@ -30,6 +31,7 @@ const QUESTIONS: readonly Question[] = [
   firstResult,
   crossover,
   trainingStepQuestion,
+  trainingPeers,
   generation,
 ];
 

@@ -58,7 +58,7 @@ function powerHead(form: PeerForm, q: JaxArray, k: JaxArray, v: JaxArray, logG: 
 }
 
 /** Causal softmax attention in blocks of queries, each against the keys up to its end. */
-function softmaxHead(form: PeerForm, q: JaxArray, k: JaxArray, v: JaxArray): JaxArray {
+export function softmaxHead(form: PeerForm, q: JaxArray, k: JaxArray, v: JaxArray): JaxArray {
   const [tokens, d] = q.shape;
   const c = Math.min(form.chunkSize, tokens);
   const scaled = q.mul(1 / Math.sqrt(d));

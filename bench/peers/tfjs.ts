@@ -2,14 +2,14 @@ import * as tf from "@tensorflow/tfjs";
 import { getThreadsCount, version_wasm } from "@tensorflow/tfjs-backend-wasm";
 import { byHead, type Gradients, joinHeads, type Peer, type PeerForm, type PeerTask, type Problem } from "./peer.js";
 
-type Matrix = tf.Tensor2D;
+export type Matrix = tf.Tensor2D;
 
 /**
  * a·b with the gradients arranged so that every product is [m, k]·[k, n] without a transposed operand: the backend runs
  * those through XNNPACK, and transposed or batched products through a plain loop that is ten times slower. The
  * transposes are made on the smaller operand.
  */
-const product = tf.customGrad((a, b, save) => {
+export const product = tf.customGrad((a, b, save) => {
   (save as (tensors: tf.Tensor[]) => void)([a as Matrix, b as Matrix]);
   return {
     value: tf.matMul(a as Matrix, b as Matrix),
@@ -94,7 +94,7 @@ function powerHead(q: Matrix, k: Matrix, v: Matrix, logG: tf.Tensor1D, form: Pee
 }
 
 /** Causal softmax attention in blocks of queries, each against the keys up to its end. */
-function softmaxHead(q: Matrix, k: Matrix, v: Matrix, _logG: tf.Tensor1D, form: PeerForm): Matrix {
+export function softmaxHead(q: Matrix, k: Matrix, v: Matrix, _logG: tf.Tensor1D, form: PeerForm): Matrix {
   const [tokens, d] = q.shape;
   const c = Math.min(form.chunkSize, tokens);
   const scaled = tf.mul(q, 1 / Math.sqrt(d)) as Matrix;
