@@ -43,6 +43,8 @@ export abstract class Device {
   abstract readonly kind: DeviceKind;
   /** Stop at the first operation that produces a NaN, and name it (slow; for finding faults). */
   readonly check: boolean = false;
+  /** Most bytes that tensors and working memory may take together. */
+  readonly memoryLimit: number = 4 * 2 ** 30;
   /** One line for people: kind, threads or adapter, features. */
   abstract readonly description: string;
 
@@ -52,6 +54,8 @@ export abstract class Device {
   abstract write(storage: Storage, values: ArrayLike<number>): void;
   /** Copies elements out, in storage order, after all work queued so far. */
   abstract read(storage: Storage, offset: number, length: number): Promise<TypedArray>;
+  /** The same at once, where the device can: absent where reading is asynchronous. */
+  readNow?(storage: Storage, offset: number, length: number): TypedArray;
   /** Resolves when all work queued so far is done. */
   abstract sync(): Promise<void>;
   /** Throws, naming the operation, where a float storage holds a NaN. Only called in check mode. */

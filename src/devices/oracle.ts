@@ -49,6 +49,10 @@ export class OracleDevice extends Device {
   }
 
   async read(storage: Storage, offset: number, length: number): Promise<TypedArray> {
+    return this.readNow(storage, offset, length);
+  }
+
+  override readNow(storage: Storage, offset: number, length: number): TypedArray {
     const values = (storage as OracleStorage).values.slice(offset, offset + length);
     return storage.dtype === "i32" ? Int32Array.from(values) : values;
   }

@@ -3,7 +3,8 @@ import { tensorsIn } from "../tensor/scope.js";
 import { isTensor } from "../tensor/tensor.js";
 
 /** One body for each kind of device; all compute the same contract. */
-export type Kernels<A extends unknown[], R> = { oracle: (...args: A) => R; wasm: (...args: A) => R } & {
+export type Kernels<A extends unknown[], R> = { oracle: (...args: A) => R } & {
+  wasm?: (...args: A) => R;
   webgpu?: (...args: A) => R;
 };
 

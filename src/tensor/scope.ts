@@ -22,7 +22,7 @@ export class Scope {
 
   /** Called by every new tensor. */
   static adopt(tensor: Tensor): void {
-    Scope.#current?.#tensors.add(tensor);
+    if (Scope.#current) Scope.#current.#tensors.add(tensor);
   }
 
   /** Takes a tensor out of every open scope: it lives until `dispose()` or garbage collection. */
@@ -32,7 +32,7 @@ export class Scope {
 
   /** Hands a tensor to the scope around this one. */
   promote(tensor: Tensor): void {
-    if (this.#tensors.delete(tensor)) this.#outer?.#tensors.add(tensor);
+    if (this.#tensors.delete(tensor) && this.#outer) this.#outer.#tensors.add(tensor);
   }
 
   end(): void {

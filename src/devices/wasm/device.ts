@@ -90,6 +90,7 @@ async function defaultThreads(): Promise<number> {
 /** The CPU: one WebAssembly memory, kernels emitted at run time, worker threads where memory can be shared. */
 export class WasmDevice extends Device {
   readonly kind = "wasm";
+  override readonly memoryLimit: number;
   readonly #modules = new Map<string, WasmModule>();
   readonly #heap: Heap;
   #disposed = false;
@@ -102,6 +103,7 @@ export class WasmDevice extends Device {
     override readonly check: boolean,
   ) {
     super();
+    this.memoryLimit = maxBytes;
     this.#heap = new Heap(ARGS_ADDRESS + ARGS_BYTES, wasmMemory.buffer.byteLength, (bytes) => this.#grow(bytes));
   }
 
@@ -190,7 +192,7 @@ export class WasmDevice extends Device {
     return this.readNow(storage, offset, length);
   }
 
-  readNow(storage: Storage, offset: number, length: number): TypedArray {
+  override readNow(storage: Storage, offset: number, length: number): TypedArray {
     const { address, dtype } = storage as WasmStorage;
     const buffer = this.wasmMemory.buffer;
     const start = address + offset * DTYPE_BYTES[dtype];

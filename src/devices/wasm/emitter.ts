@@ -93,6 +93,11 @@ export class Local extends Expr {
     this.owner.emit([...expr.code, 0x21, ...unsigned(this.index)]);
   }
 
+  /** Writes `value` and is it: a subexpression kept for the rest of the expression. */
+  tee(value: Expr | number): Expr {
+    return new Expr(this.type, [...operand(this.type, value).code, 0x22, ...unsigned(this.index)]);
+  }
+
   /** `this += value` for an i32 local. */
   add(value: Int): void {
     this.set(this.plus(value));
@@ -234,9 +239,11 @@ const v1 = (code: number) => unary("v128", "v128", simd(code));
 
 export const v128 = {
   load: loader("v128", simd(0x00), 4),
-  load16x4U: loader("v128", simd(0x04), 3),
   load32Splat: loader("v128", simd(0x09), 2),
   load64Splat: loader("v128", simd(0x0a), 3),
+  /** Four 16-bit values, widened to the lanes of an i32x4 with their sign, or with zeros. */
+  load16x4S: loader("v128", simd(0x03), 3),
+  load16x4U: loader("v128", simd(0x04), 3),
   load32Zero: loader("v128", simd(0x5c), 2),
   load64Zero: loader("v128", simd(0x5d), 3),
   not: v1(0x4d),
@@ -325,7 +332,7 @@ export const f32x4 = {
   div: vv(0xe7),
   min: vv(0xe8),
   max: vv(0xe9),
-  /** a < b ? a : b and a < b ? b : a, one instruction each; the second operand wins where NaN is involved. */
+  /** b < a ? b : a and a < b ? b : a, one instruction each; the first operand wins where either is NaN. */
   pmin: vv(0xea),
   pmax: vv(0xeb),
   fromI32: v1(0xfa),
