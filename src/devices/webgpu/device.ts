@@ -73,6 +73,8 @@ export class WebGpuDevice extends Device {
   /** Error scopes that have not answered yet. */
   readonly #pending = new Set<Promise<void>>();
   #failure: Error | undefined;
+  /** An error that nobody asked for: often a consequence of the failure. */
+  #uncaptured: Error | undefined;
   #lost: string | undefined;
   /** Check mode: the operations since the last look, and a word that holds the first that made a NaN. */
   #checked: string[] = [];
@@ -99,7 +101,7 @@ export class WebGpuDevice extends Device {
     if (own) {
       gpu.addEventListener("uncapturederror", (event) => {
         event.preventDefault();
-        this.#fail(new Error(`webgpu: ${(event as GPUUncapturedErrorEvent).error.message}`));
+        this.#uncaptured ??= new Error(`webgpu: ${(event as GPUUncapturedErrorEvent).error.message}`);
       });
     }
   }
@@ -127,10 +129,6 @@ export class WebGpuDevice extends Device {
     return this.#lost;
   }
 
-  #fail(error: Error): void {
-    this.#failure ??= error;
-  }
-
   /** Asks the device for the errors of what `make` does, without waiting. */
   #watch<T>(filter: GPUErrorFilter, make: () => T, explain: (error: GPUError) => Promise<Error> | Error): T {
     this.gpu.pushErrorScope(filter);
@@ -140,7 +138,7 @@ export class WebGpuDevice extends Device {
       const answer: Promise<void> = this.gpu
         .popErrorScope()
         .then(async (error) => {
-          if (error) this.#fail(await explain(error));
+          if (error) this.#failure ??= await explain(error);
         })
         .catch(() => {}) // the device is lost, which is reported as such
         .finally(() => this.#pending.delete(answer));
@@ -157,8 +155,9 @@ export class WebGpuDevice extends Device {
 
   #throwFailure(): void {
     this.#throwIfLost();
-    const failure = this.#failure;
+    const failure = this.#failure ?? this.#uncaptured;
     this.#failure = undefined;
+    this.#uncaptured = undefined;
     if (failure) throw failure;
   }
 
@@ -324,6 +323,7 @@ export class WebGpuDevice extends Device {
         return { pipeline, layout };
       },
       async (error) => {
+        this.#kernels.delete(key);
         const { messages } = await module!.getCompilationInfo();
         const hasErrors = messages.some(({ type }) => type === "error");
         return new Error(hasErrors ? explainCompilation(source.name, code, messages) : `webgpu: ${error.message}`);
