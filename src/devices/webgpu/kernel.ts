@@ -25,7 +25,7 @@ export interface KernelSource {
 
 /** The pipeline's name in the cache: everything that its text depends on. */
 export function kernelKey({ name, constants, tensors }: KernelSource): string {
-  const types = Object.values(tensors).map(({ dtype, access }) => dtype + access[0]);
+  const types = Object.entries(tensors).map(([tensor, { dtype, access }]) => `${tensor}:${dtype}:${access}`);
   return `${name}|${Object.values(constants).join()}|${types.join()}`;
 }
 

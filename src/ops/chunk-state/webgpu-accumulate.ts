@@ -1,0 +1,151 @@
+import { webgpuDevice } from "../../devices/webgpu/device.js";
+import type { KernelSource } from "../../devices/webgpu/kernel.js";
+import { GATES, TILES } from "../../devices/webgpu/tiles.js";
+import type { Tensor } from "../../tensor/tensor.js";
+import { MONOMIALS, monomialTable } from "../feature-map/webgpu-monomials.js";
+import { absent } from "../power-attention/webgpu-gates.js";
+import type { SequencePlan } from "../power-attention/contract.js";
+
+/**
+ * Sums φ(x_t) y_tᵀ over the tokens of each chunk: a product of [features × tokens] by [tokens × e] whose left tiles are
+ * made as they are needed. Two results come from it:
+ *
+ *     x          y     weight of token t           z
+ *     keys       v     exp(G_end − G_t)            Σ weight φ          the chunk's state
+ *     queries    dy    scale^p · exp(G_t)          Σ weight φ dsum_t   what the entering state receives
+ */
+const body = `${TILES}${GATES}${MONOMIALS}
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
+        @builtin(local_invocation_index) lane: u32) {
+  let r = lane & 15u;
+  let c = lane >> 4u;
+  let state = id.y + id.z * groups.y; // counts b, chunk, head
+  if (state >= P.states) { return; }
+  let columnTiles = (VALUE_DIM + TILE - 1u) / TILE;
+  let column0 = (id.x % columnTiles) * TILE;
+  let feature0 = (id.x / columnTiles) * TILE;
+  let head = state % P.heads;
+  let chunk = (state / P.heads) % P.chunks;
+  let b = state / (P.heads * P.chunks);
+  let start = chunk * P.chunkSize;
+  let end = min(start + P.chunkSize, P.time);
+  let gate0 = (b * P.heads + head) * P.time;
+  var atEnd = vec2f(0);
+  if (GATED && !FROM_QUERIES) { atEnd = gate_sum_at(gate0 + end - 1u); }
+
+  // Lane (r, c) fills features 4r … of token c on the left, and columns 4r … of token c on the right.
+  var own: array<Monomial, 4>;
+  for (var j = 0u; j < 4u; j++) { own[j] = monomial(feature0 + 4u * r + j); }
+  var acc: array<vec4f, 4>;
+  var z = vec4f(0);
+  let members = select(1u, u32(GROUP), FROM_QUERIES);
+  for (var member = 0u; member < members; member++) {
+    let xHead = head * members + member;
+    for (var base = start; base < end; base += STEP) {
+      let t = base + c;
+      var phi = vec4f(0);
+      var y = vec4f(0);
+      if (t < end) {
+        var weight = P.factor;
+        if (GATED) {
+          if (FROM_QUERIES) { weight *= decay(gate_sum_at(gate0 + t), vec2f(0)); }
+          else { weight *= decay(atEnd, gate_sum_at(gate0 + t)); }
+        }
+        let at = b * P.xB + t * P.xT + xHead * P.xH;
+        for (var j = 0u; j < 4u; j++) {
+          var value = weight * own[j].root;
+          for (var k = 0u; k < DEGREE; k++) { value *= load_x(at + factor(own[j], k)); }
+          phi[j] = value;
+          let i = column0 + 4u * r + j;
+          if (i < VALUE_DIM) { y[j] = load_y(b * P.yB + t * P.yT + xHead * P.yH + i); }
+        }
+        if (FROM_QUERIES) { z += phi * load_dsum((b * P.time + t) * P.heads * GROUP + xHead); }
+        else { z += phi; }
+      }
+      workgroupBarrier();
+      left[slot(c, r)] = phi;
+      right[slot(c, r)] = y;
+      workgroupBarrier();
+      multiply(&acc, r, c);
+    }
+  }
+
+  let total = sum_lanes(z, c, r);
+  for (var i = 0u; i < 4u; i++) {
+    let feature = feature0 + 4u * r + i;
+    if (feature >= FEATURES) { break; }
+    let at = state * FEATURES + feature;
+    if (column0 == 0u && c == 0u) { store_z(at, total[i]); }
+    for (var j = 0u; j < 4u; j++) {
+      let column = column0 + 4u * c + j;
+      if (column < VALUE_DIM) { store_s(at * VALUE_DIM + column, acc[j][i]); }
+    }
+  }
+}`;
+
+/** Writes s [B, N, H, D, e] and z [B, N, H, D]; `dsum` [B, T, Hq] f32 comes with queries, whose y is f32 too. */
+export function accumulateFeatures(
+  plan: SequencePlan,
+  from: { keys: Tensor; y: Tensor } | { queries: Tensor; y: Tensor; dsum: Tensor },
+  gates: Tensor,
+  into: { s: Tensor; z: Tensor },
+): void {
+  const { batch, time, queryHeads, heads, headDim, valueDim, degree, chunkSize, chunks, expandedDim } = plan;
+  const fromQueries = "queries" in from;
+  const x = fromQueries ? from.queries : from.keys;
+  const { y } = from;
+  const device = webgpuDevice(x);
+  const source: KernelSource = {
+    name: "accumulate-features",
+    constants: {
+      HEAD_DIM: headDim,
+      VALUE_DIM: valueDim,
+      GROUP: queryHeads / heads,
+      DEGREE: degree,
+      FEATURES: expandedDim,
+      GATED: plan.gated,
+      FROM_QUERIES: fromQueries,
+    },
+    tensors: {
+      x: { dtype: x.dtype, access: "read" },
+      y: { dtype: y.dtype, access: "read" },
+      dsum: { dtype: "f32", access: "read" },
+      gates: { dtype: "f32", access: "read" },
+      monomials: { dtype: "i32", access: "read" },
+      s: { dtype: "f32", access: "write" },
+      z: { dtype: "f32", access: "write" },
+    },
+    parameters: {
+      time: "u32",
+      heads: "u32",
+      chunkSize: "u32",
+      chunks: "u32",
+      states: "u32",
+      factor: "f32",
+      xB: "u32",
+      xT: "u32",
+      xH: "u32",
+      yB: "u32",
+      yT: "u32",
+      yH: "u32",
+    },
+    body,
+  };
+  const [xB, xT, xH] = x.strides;
+  const [yB, yT, yH] = y.strides;
+  const states = batch * chunks * heads;
+  const factor = fromQueries ? plan.scale ** degree : 1;
+  device.dispatch(source, {
+    tensors: {
+      x,
+      y,
+      dsum: fromQueries ? from.dsum : absent(x),
+      gates,
+      monomials: monomialTable(x, headDim, degree),
+      ...into,
+    },
+    parameters: { time, heads, chunkSize, chunks, states, factor, xB, xT, xH, yB, yT, yH },
+    workgroups: [Math.ceil(expandedDim / 64) * Math.ceil(valueDim / 64), ...device.spread(states)],
+  });
+}
