@@ -1,19 +1,26 @@
 import { describe } from "vitest";
-import type { Device, DeviceKind } from "../src/devices/device.js";
-import { getDevice } from "../src/devices/get-device.js";
+import type { DeviceKind } from "../src/devices/device.js";
 import { findAdapter } from "../src/devices/webgpu/adapter.js";
 
 export const hasAdapter = (await findAdapter()) !== undefined;
 
-/** Suites that need a GPU or a driver that plays one: skipped, name by name, where there is none. */
-export const describeOnGpu = describe.skipIf(!hasAdapter);
+const gpu: DeviceKind[] = hasAdapter ? ["webgpu"] : [];
 
-/** Runs a suite once for each kind of device whose results are held against the oracle's. */
-export function onEachDevice(suite: string, body: (device: () => Device) => void): void {
-  for (const kind of ["wasm", "webgpu"] as DeviceKind[]) {
-    describe.skipIf(kind === "webgpu" && !hasAdapter)(`${suite} on ${kind}`, async () => {
-      const device = kind === "webgpu" && !hasAdapter ? undefined : await getDevice(kind);
-      body(() => device!);
-    });
-  }
+/** Which devices have the kernels of each operation: the suites run over these lists. */
+export const READY: Record<"powerFull" | "lowLevel" | "softmax" | "featureMap" | "step", DeviceKind[]> = {
+  powerFull: ["oracle", ...gpu],
+  lowLevel: ["oracle", ...gpu],
+  softmax: ["oracle", ...gpu],
+  featureMap: ["oracle", ...gpu],
+  step: ["oracle"],
+};
+
+/** Those besides the oracle, which the oracle checks. */
+export function others(kinds: readonly DeviceKind[]): DeviceKind[] {
+  return kinds.filter((kind) => kind !== "oracle");
+}
+
+/** Suites of the webgpu device alone: skipped, name by name, where there is neither a GPU nor a driver that plays one. */
+export function describeOnGpu(name: string, body: () => void): void {
+  describe.skipIf(!hasAdapter)(name, body);
 }

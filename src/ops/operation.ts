@@ -1,6 +1,6 @@
 import type { Device, DeviceKind } from "../devices/device.js";
 import { tensorsIn } from "../tensor/scope.js";
-import { isTensor } from "../tensor/tensor.js";
+import { isTensor, type Tensor } from "../tensor/tensor.js";
 
 /** One body for each kind of device; all compute the same contract. */
 export type Kernels<A extends unknown[], R> = { oracle: (...args: A) => R } & {
@@ -20,4 +20,25 @@ export function operation<A extends unknown[], R>(name: string, kernels: Kernels
     if (device.check) for (const tensor of tensorsIn(result, isTensor)) device.assertNumbers(name, tensor.storage);
     return result;
   };
+}
+
+/** Throws where tensors are not on one device and of one dtype. */
+export function sameKind(caller: string, ...[first, ...others]: readonly Tensor[]): void {
+  for (const other of others) {
+    if (other.device !== first.device) {
+      throw new TypeError(
+        `${caller}: tensors must be on one device, got ${first.device.description} and ${other.device.description}; use copyTo()`,
+      );
+    }
+    if (other.dtype !== first.dtype) {
+      throw new TypeError(
+        `${caller}: tensors must have one dtype, got ${first.dtype} and ${other.dtype}; convert one with to("${first.dtype}")`,
+      );
+    }
+  }
+}
+
+/** Throws where a tensor holds integers. */
+export function floatOnly(caller: string, x: Tensor): void {
+  if (x.dtype === "i32") throw new TypeError(`${caller}: a float dtype is needed, got i32; convert with to("f32")`);
 }

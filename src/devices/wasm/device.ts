@@ -283,11 +283,11 @@ export class WasmDevice extends Device {
 }
 
 /** Where a tensor's first element is, in bytes. Only for tensors of a wasm device. */
-export function addressOf(tensor: Tensor): number {
+export function addressOf(tensor: Pick<Tensor, "storage" | "offset" | "dtype">): number {
   return (tensor.storage as WasmStorage).address + tensor.offset * DTYPE_BYTES[tensor.dtype];
 }
 
-export function wasmDevice(tensor: Tensor): WasmDevice {
+export function wasmDevice(tensor: Pick<Tensor, "device">): WasmDevice {
   return tensor.device as WasmDevice;
 }
 

@@ -1,0 +1,10 @@
+export type { Device, DeviceKind, DeviceMemory } from "./devices/device.js";
+export { type DeviceOptions, getDevice } from "./devices/get-device.js";
+export * from "./ops/index.js";
+export { ones, type RandomOptions, randn, type TensorOptions, tensor, uniform, zeros } from "./tensor/create.js";
+export type { DType, TypedArray } from "./tensor/dtype.js";
+export { defaultGenerator, Generator, manualSeed } from "./tensor/random.js";
+export { Scope } from "./tensor/scope.js";
+export type { Shape } from "./tensor/shape.js";
+export { noGrad } from "./tensor/tape.js";
+export { scope, Tensor } from "./tensor/tensor.js";

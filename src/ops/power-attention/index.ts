@@ -1,0 +1,11 @@
+import { operation } from "../operation.js";
+import type { PowerBackward, PowerForward } from "./contract.js";
+import { powerOracle, powerOracleBackward } from "./oracle.js";
+
+export const powerForward = operation<Parameters<PowerForward>, ReturnType<PowerForward>>("powerFull", {
+  oracle: powerOracle,
+});
+
+export const powerBackward = operation<Parameters<PowerBackward>, ReturnType<PowerBackward>>("powerFull backward", {
+  oracle: powerOracleBackward,
+});
