@@ -266,6 +266,20 @@ export class WebGpuDevice extends Device {
     await this.#throwNaN();
   }
 
+  /** Copies whole contiguous tensors of one size in bytes, in the order of the dispatches around it. */
+  copy(from: Tensor, to: Tensor): void {
+    const [source, target] = [from.storage as WebGpuStorage, to.storage as WebGpuStorage];
+    const place = (x: Tensor, { byteOffset }: WebGpuStorage) => byteOffset + x.offset * DTYPE_BYTES[x.dtype];
+    const bytes = Math.ceil(from.byteLength / 4) * 4;
+    if (bytes === 0) return;
+    this.#recorder.copy(source.buffer, place(from, source), target.buffer, place(to, target), bytes);
+  }
+
+  /** Sets a tensor that owns its buffer to zeros. */
+  clear(tensor: Tensor): void {
+    this.#recorder.clear((tensor.storage as WebGpuStorage).buffer);
+  }
+
   /** Submits what is recorded, without waiting. */
   flush(): void {
     this.#throwIfLost();

@@ -59,6 +59,12 @@ export class Recorder {
     this.#encoder.copyBufferToBuffer(from, fromOffset, to, toOffset, bytes);
   }
 
+  clear(buffer: GPUBuffer): void {
+    this.#endPass();
+    this.#encoder ??= this.gpu.createCommandEncoder();
+    this.#encoder.clearBuffer(buffer);
+  }
+
   /** Happens before everything recorded and not submitted. */
   write(buffer: GPUBuffer, offset: number, data: ArrayBuffer, byteOffset: number, bytes: number): void {
     this.#queue.writeBuffer(buffer, offset, data, byteOffset, bytes);

@@ -14,14 +14,16 @@ import {
 import { innermost, toUpstream } from "../power-attention/views.js";
 import type { ChunkAttentionBackward, ChunkAttentionForward, Unnormalised } from "./contract.js";
 import { chunkAttentionOracle, chunkAttentionOracleBackward } from "./oracle.js";
+import { chunkAttentionBackwardWebGpu, chunkAttentionWebGpu } from "./webgpu.js";
 
 export const chunkAttentionForward = operation<Parameters<ChunkAttentionForward>, Unnormalised>("chunkAttention", {
   oracle: chunkAttentionOracle,
+  webgpu: chunkAttentionWebGpu,
 });
 
 export const chunkAttentionBackward = operation<Parameters<ChunkAttentionBackward>, ReturnType<ChunkAttentionBackward>>(
   "chunkAttention backward",
-  { oracle: chunkAttentionOracleBackward },
+  { oracle: chunkAttentionOracleBackward, webgpu: chunkAttentionBackwardWebGpu },
 );
 
 /**

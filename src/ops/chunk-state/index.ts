@@ -15,14 +15,16 @@ import {
 import { innermost, toUpstream } from "../power-attention/views.js";
 import type { ChunkStateBackward, ChunkStateForward, ChunkStates } from "./contract.js";
 import { chunkStateOracle, chunkStateOracleBackward } from "./oracle.js";
+import { chunkStateBackwardWebGpu, chunkStateWebGpu } from "./webgpu.js";
 
 export const chunkStateForward = operation<Parameters<ChunkStateForward>, ChunkStates>("chunkState", {
   oracle: chunkStateOracle,
+  webgpu: chunkStateWebGpu,
 });
 
 export const chunkStateBackward = operation<Parameters<ChunkStateBackward>, ReturnType<ChunkStateBackward>>(
   "chunkState backward",
-  { oracle: chunkStateOracleBackward },
+  { oracle: chunkStateOracleBackward, webgpu: chunkStateBackwardWebGpu },
 );
 
 /**

@@ -6,13 +6,16 @@ import { checkPositiveInteger, checkTensor } from "../power-attention/checks.js"
 import { toUpstream } from "../power-attention/views.js";
 import type { FeatureMapBackward, FeatureMapForward } from "./contract.js";
 import { featureMapOracle, featureMapOracleBackward } from "./oracle.js";
+import { featureMapBackwardWebGpu, featureMapWebGpu } from "./webgpu.js";
 
 export const featureMapForward = operation<Parameters<FeatureMapForward>, Tensor>("featureMap", {
   oracle: featureMapOracle,
+  webgpu: featureMapWebGpu,
 });
 
 export const featureMapBackward = operation<Parameters<FeatureMapBackward>, Tensor>("featureMap backward", {
   oracle: featureMapOracleBackward,
+  webgpu: featureMapBackwardWebGpu,
 });
 
 /**

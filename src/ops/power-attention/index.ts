@@ -1,11 +1,14 @@
 import { operation } from "../operation.js";
 import type { PowerBackward, PowerForward } from "./contract.js";
 import { powerOracle, powerOracleBackward } from "./oracle.js";
+import { powerBackwardWebGpu, powerWebGpu } from "./webgpu.js";
 
 export const powerForward = operation<Parameters<PowerForward>, ReturnType<PowerForward>>("powerFull", {
   oracle: powerOracle,
+  webgpu: powerWebGpu,
 });
 
 export const powerBackward = operation<Parameters<PowerBackward>, ReturnType<PowerBackward>>("powerFull backward", {
   oracle: powerOracleBackward,
+  webgpu: powerBackwardWebGpu,
 });

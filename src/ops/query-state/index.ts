@@ -21,14 +21,16 @@ import { innermost, toUpstream } from "../power-attention/views.js";
 import { checkChunkStates } from "../state-scan/index.js";
 import type { QueryStateBackward, QueryStateForward } from "./contract.js";
 import { queryStateOracle, queryStateOracleBackward } from "./oracle.js";
+import { queryStateBackwardWebGpu, queryStateWebGpu } from "./webgpu.js";
 
 export const queryStateForward = operation<Parameters<QueryStateForward>, Unnormalised>("queryState", {
   oracle: queryStateOracle,
+  webgpu: queryStateWebGpu,
 });
 
 export const queryStateBackward = operation<Parameters<QueryStateBackward>, ReturnType<QueryStateBackward>>(
   "queryState backward",
-  { oracle: queryStateOracleBackward },
+  { oracle: queryStateOracleBackward, webgpu: queryStateBackwardWebGpu },
 );
 
 /**

@@ -5,14 +5,16 @@ import { checkDevices, checkHeads, checkOptionNames, checkScale } from "../power
 import { innermost, toUpstream } from "../power-attention/views.js";
 import type { SoftmaxBackward, SoftmaxForward } from "./contract.js";
 import { softmaxOracle, softmaxOracleBackward } from "./oracle.js";
+import { softmaxBackwardWebGpu, softmaxWebGpu } from "./webgpu.js";
 
 export const softmaxForward = operation<Parameters<SoftmaxForward>, ReturnType<SoftmaxForward>>("softmaxAttention", {
   oracle: softmaxOracle,
+  webgpu: softmaxWebGpu,
 });
 
 export const softmaxBackward = operation<Parameters<SoftmaxBackward>, ReturnType<SoftmaxBackward>>(
   "softmaxAttention backward",
-  { oracle: softmaxOracleBackward },
+  { oracle: softmaxOracleBackward, webgpu: softmaxBackwardWebGpu },
 );
 
 /**

@@ -17,14 +17,16 @@ import type { State } from "../power-attention/contract.js";
 import { toUpstream } from "../power-attention/views.js";
 import type { ScanPlan, StateScanBackward, StateScanForward, StateScanResult } from "./contract.js";
 import { stateScanOracle, stateScanOracleBackward } from "./oracle.js";
+import { stateScanBackwardWebGpu, stateScanWebGpu } from "./webgpu.js";
 
 export const stateScanForward = operation<Parameters<StateScanForward>, StateScanResult>("stateScan", {
   oracle: stateScanOracle,
+  webgpu: stateScanWebGpu,
 });
 
 export const stateScanBackward = operation<Parameters<StateScanBackward>, ReturnType<StateScanBackward>>(
   "stateScan backward",
-  { oracle: stateScanOracleBackward },
+  { oracle: stateScanOracleBackward, webgpu: stateScanBackwardWebGpu },
 );
 
 interface ScanOptions {
