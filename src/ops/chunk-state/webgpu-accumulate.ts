@@ -3,8 +3,8 @@ import type { KernelSource } from "../../devices/webgpu/kernel.js";
 import { GATES, TILES } from "../../devices/webgpu/tiles.js";
 import type { Tensor } from "../../tensor/tensor.js";
 import { MONOMIALS, monomialTable } from "../feature-map/webgpu-monomials.js";
-import { absent } from "../power-attention/webgpu-gates.js";
 import type { SequencePlan } from "../power-attention/contract.js";
+import { absent } from "../power-attention/webgpu-gates.js";
 
 /**
  * Sums φ(x_t) y_tᵀ over the tokens of each chunk: a product of [features × tokens] by [tokens × e] whose left tiles are

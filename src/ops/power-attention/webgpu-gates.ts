@@ -1,6 +1,6 @@
 import { webgpuDevice } from "../../devices/webgpu/device.js";
 import type { KernelSource } from "../../devices/webgpu/kernel.js";
-import { fromValues, empty, type Tensor } from "../../tensor/tensor.js";
+import { empty, fromValues, type Tensor } from "../../tensor/tensor.js";
 
 /** Bound where a kernel's optional tensor is absent; never read. */
 export function absent(like: Tensor): Tensor {

@@ -1,9 +1,8 @@
 import { webgpuDevice } from "../../devices/webgpu/device.js";
 import type { Access, KernelSource } from "../../devices/webgpu/kernel.js";
-import { type DType, DTYPE_BYTES } from "../../tensor/dtype.js";
+import { DTYPE_BYTES, type DType } from "../../tensor/dtype.js";
 import { empty, type Tensor } from "../../tensor/tensor.js";
 import { LAYERNORM_EPSILON, type Normalize } from "./contract.js";
-
 
 /** A row for each group of 32 lanes, two neighbouring elements for each lane at a time. */
 const ROWS = `
@@ -234,7 +233,6 @@ export function zerosLike(shape: readonly number[], like: Tensor, dtype: DType):
   if (out.size > 0) webgpuDevice(like).clear(out);
   return out;
 }
-
 
 const rowProductKernel = (dtype: DType, width: number): KernelSource => ({
   name: "row-products",

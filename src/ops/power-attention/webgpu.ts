@@ -174,9 +174,7 @@ function backward(
   // All of the sequence as one chunk: what the keys of a chunk give up, the queries of later chunks receive.
   const whole = { ...plan, chunkSize: Math.max(plan.time, 1), chunks: Math.min(plan.time, 1) };
   const perChunk =
-    logG &&
-    dFinal &&
-    stateInnerProducts({ ...whole, chunks: 1 }, dFinal, gather(finals, plan, q), absent(q), false);
+    logG && dFinal && stateInnerProducts({ ...whole, chunks: 1 }, dFinal, gather(finals, plan, q), absent(q), false);
   return {
     q: fromQ.result,
     k: fromK.result,
