@@ -5,6 +5,8 @@
  * Invocation (r, c) keeps rows 4r … and columns 4c …: acc[j] holds its four rows of column 4c + j.
  * 8 KiB of workgroup memory in all. Slots are permuted so that neither filling nor reading meets bank conflicts.
  * Whole vectors are written: WGSL lets a write of one component touch the others.
+ * A trap: accumulators declared inside a loop are given their zeros explicitly, because a driver (Mesa 26.1) was seen to
+ * carry the last turn's values over.
  */
 export const TILES = `
 const TILE = 64u;

@@ -59,7 +59,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane:
   let row0 = start + (tile % tilesPerChunk) * TILE;
   if (row0 >= end) { return; }
 
-  var out: array<vec4f, 4>;
+  var out = array<vec4f, 4>();
   var sum = vec4f(0);
   var most = vec4f(-3.0e38);
   // Keys are read by every query head of their group.
@@ -70,7 +70,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane:
     let head = id.y * members + member; // a query head
     for (var col0 = first; col0 < last; col0 += TILE) {
       // Filling: lane (r, c) takes step r of group c from the rows, and the same from the columns.
-      var score: array<vec4f, 4>;
+      var score = array<vec4f, 4>();
       for (var at = 0u; at < HEAD_DIM; at += STEP) {
         var a = vec4f(0);
         var x = vec4f(0);
@@ -88,7 +88,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane:
         workgroupBarrier();
         multiply(&score, r, c);
       }
-      var change: array<vec4f, 4>;
+      var change = array<vec4f, 4>();
       if (GRADIENT) {
         for (var at = 0u; at < VALUE_DIM; at += STEP) {
           var a = vec4f(0);

@@ -37,7 +37,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   // Lane (r, c) fills features 4r … of token c on the left, and columns 4r … of token c on the right.
   var own: array<Monomial, 4>;
   for (var j = 0u; j < 4u; j++) { own[j] = monomial(feature0 + 4u * r + j); }
-  var acc: array<vec4f, 4>;
+  var acc = array<vec4f, 4>();
   var z = vec4f(0);
   let members = select(1u, u32(GROUP), FROM_QUERIES);
   for (var member = 0u; member < members; member++) {

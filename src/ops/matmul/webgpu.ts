@@ -19,7 +19,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane:
   let aGroup = select(c, r, A_ACROSS);
   let bStep = select(r, c, B_ACROSS);
   let bGroup = select(c, r, B_ACROSS);
-  var acc: array<vec4f, 4>;
+  var acc = array<vec4f, 4>();
   for (var at = 0u; at < P.inner; at += STEP) {
     var x = vec4f(0);
     var y = vec4f(0);

@@ -43,9 +43,17 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane:
   // Lane (r, c) fills feature r of rows 4c … on the left, and feature c of columns 4r … on the right.
   var origin: vec4u;
   for (var j = 0u; j < 4u; j++) { origin[j] = b * P.xB + min(row0 + 4u * c + j, end - 1u) * P.xT + id.y * P.xH; }
-  var acc: array<vec4f, 4>;
+  // Added up in runs of 256 features: one long f32 sum of terms of either sign would lose a digit at degree 4.
+  var total = array<vec4f, 4>();
+  var acc = array<vec4f, 4>();
   var sum = vec4f(0);
   for (var base = 0u; base < FEATURES; base += STEP) {
+    if ((base & 255u) == 0u) {
+      for (var j = 0u; j < 4u; j++) {
+        total[j] += acc[j];
+        acc[j] = vec4f(0);
+      }
+    }
     let own = monomial(base + r);
     var phi = vec4f(own.root);
     for (var k = 0u; k < DEGREE; k++) {
@@ -67,14 +75,14 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane:
     multiply(&acc, r, c);
   }
 
-  // The sums are spread over lanes (·, c); storing wants rows 4r ….
-  let total = sum_lanes(sum, r, c);
+  for (var j = 0u; j < 4u; j++) { total[j] += acc[j]; }
+  let rowTotal = sum_lanes(sum, r, c);
   let gate0 = (b * P.heads + head) * P.time;
   for (var i = 0u; i < 4u; i++) {
     let own = row0 + 4u * c + i;
     if (SUM && r == 0u && column0 == 0u && own < end) {
       let at = (b * P.time + own) * P.heads * MEMBERS + id.y;
-      let value = weight_of(gate0, own, end) * total[i];
+      let value = weight_of(gate0, own, end) * rowTotal[i];
       if (ACCUMULATE) { store_rowSum(at, load_rowSum(at) + value); }
       else { store_rowSum(at, value); }
     }
@@ -86,8 +94,8 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane:
       let column = column0 + 4u * c + j;
       if (column >= VALUE_DIM) { break; }
       let to = at * VALUE_DIM + column;
-      if (ACCUMULATE) { store_result(to, load_result(to) + weight * acc[j][i]); }
-      else { store_result(to, weight * acc[j][i]); }
+      if (ACCUMULATE) { store_result(to, load_result(to) + weight * total[j][i]); }
+      else { store_result(to, weight * total[j][i]); }
     }
   }
 }`;
@@ -140,7 +148,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane:
   for (var j = 0u; j < 4u; j++) { weights[j] = weight_of(gate0, min(row0 + 4u * c + j, end - 1u), end); }
 
   for (var feature0 = 0u; feature0 < FEATURES; feature0 += TILE) {
-    var acc: array<vec4f, 4>;
+    var acc = array<vec4f, 4>();
     for (var at = 0u; at < VALUE_DIM; at += STEP) {
       var y = vec4f(0);
       var s = vec4f(0);
