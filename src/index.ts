@@ -1,6 +1,17 @@
 export type { Device, DeviceKind, DeviceMemory } from "./devices/device.js";
 export { type DeviceOptions, getDevice } from "./devices/get-device.js";
+export { expandedDim } from "./feature-map.js";
+export { chunkAttention } from "./ops/chunk-attention/index.js";
+export { chunkState } from "./ops/chunk-state/index.js";
+export { featureMap } from "./ops/feature-map/index.js";
 export * from "./ops/index.js";
+export type { State } from "./ops/power-attention/contract.js";
+export { queryState } from "./ops/query-state/index.js";
+export { softmaxAttention } from "./ops/softmax-attention/index.js";
+export { stateScan } from "./ops/state-scan/index.js";
+export type { PowerOptions } from "./options.js";
+export { powerAttention, powerFull } from "./power-attention.js";
+export { PowerState } from "./state.js";
 export { ones, type RandomOptions, randn, type TensorOptions, tensor, uniform, zeros } from "./tensor/create.js";
 export type { DType, TypedArray } from "./tensor/dtype.js";
 export { defaultGenerator, Generator, manualSeed } from "./tensor/random.js";

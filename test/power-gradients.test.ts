@@ -49,4 +49,28 @@ describe("gradients of powerFull against central differences", () => {
       FINITE_DIFFERENCE,
     );
   });
+
+  it("one tensor as q, k and v", async () => {
+    const { inputs, upstream } = randomInputs({ ...base, queryHeads: 2, heads: 2, headDim: 2, valueDim: 2 });
+    const { q, logG } = inputs;
+    await checkGradients(
+      { q, logG },
+      upstream,
+      (x) => ({ output: powerFull(x.q, x.q, x.q, { logG: x.logG, chunkSize: 2 }) }),
+      FINITE_DIFFERENCE,
+    );
+  });
+
+  it.each(["s", "z"] as const)("from finalState.%s alone", async (part) => {
+    const { inputs, upstream } = randomInputs({ ...base, initial: true, final: true });
+    await checkGradients(
+      inputs,
+      upstream,
+      ({ q, k, v, logG, s, z }) => {
+        const options = { logG, initialState: { s, z }, chunkSize: 2 };
+        return { [part]: powerFull(q, k, v, { ...options, returnFinalState: true }).finalState[part] };
+      },
+      FINITE_DIFFERENCE,
+    );
+  });
 });

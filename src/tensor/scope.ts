@@ -37,10 +37,10 @@ export class Scope {
 
   end(): void {
     if (!this.#open) return;
-    this.#open = false;
     if (Scope.#current !== this) {
       throw new Error("Scope.end: scopes end in the reverse order of their making; another one is still open inside");
     }
+    this.#open = false;
     Scope.#current = this.#outer;
     for (const tensor of this.#tensors) tensor.dispose();
   }

@@ -178,7 +178,12 @@ export class Tensor {
     checkShape("reshape", target);
     if (sameShape(target, this.shape)) return this.#view(this.shape, this.strides, this.offset, "reshape", (g) => g);
     const strides = viewStrides(this.shape, this.strides, target);
-    if (!strides) return ops.contiguous(this).reshape(target);
+    if (!strides) {
+      const copy = ops.contiguous(this);
+      const out = copy.reshape(target);
+      copy.dispose();
+      return out;
+    }
     return this.#view(target, strides, this.offset, "reshape", (g) => g.reshape(this.shape));
   }
 
@@ -230,8 +235,10 @@ export class Tensor {
       throw new RangeError(`split: ${extent} elements do not divide into pieces of ${sizes}; give the sizes as a list`);
     }
     const list = typeof sizes === "number" ? new Array<number>(extent / sizes).fill(sizes) : sizes;
-    if (list.reduce((a, b) => a + b, 0) !== extent) {
-      throw new RangeError(`split: sizes [${list.join(", ")}] must add up to the axis's ${extent} elements`);
+    if (list.some((n) => !Number.isInteger(n) || n < 0) || list.reduce((a, b) => a + b, 0) !== extent) {
+      throw new RangeError(
+        `split: sizes must be integers of 0 or more that add up to the axis's ${extent} elements, got [${list.join(", ")}]`,
+      );
     }
     let start = 0;
     const ends = list.map((n) => (start += n));

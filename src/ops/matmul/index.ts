@@ -31,7 +31,12 @@ export function matmul(a: Tensor, b: Tensor): Tensor {
   // One matrix for all: the leading axes of the first are just more rows.
   if (b.shape.length === 2 && a.shape.length > 2) {
     const rows = a.shape.slice(0, -1);
-    return matmul(a.reshape([rows.reduce((x, y) => x * y, 1), k]), b).reshape([...rows, b.shape[1]]);
+    const flat = a.reshape([rows.reduce((x, y) => x * y, 1), k]);
+    const product = matmul(flat, b);
+    const out = product.reshape([...rows, b.shape[1]]);
+    flat.dispose();
+    product.dispose();
+    return out;
   }
   const batch = broadcastShape("matmul", a.shape.slice(0, -2), b.shape.slice(0, -2));
   const out = run(a.device, a, b, batch);

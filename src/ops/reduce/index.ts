@@ -40,7 +40,15 @@ function sumAxes(name: string, x: Tensor, axes: readonly number[], target: Shape
   const kept = kernels.sum(x.device, x, axes, factor);
   const shape = x.shape;
   record(name, [x], [kept], [], ([g]) => [g && (factor === 1 ? g : mul(g, factor)).expand(shape)]);
-  return sameShape(kept.shape, target) ? kept : kept.reshape(target);
+  return reshaped(kept, target);
+}
+
+/** `x` in another shape; `x` itself is not needed any more. */
+function reshaped(x: Tensor, shape: Shape): Tensor {
+  if (sameShape(x.shape, shape)) return x;
+  const out = x.reshape(shape);
+  x.dispose();
+  return out;
 }
 
 /** Adds up what broadcasting `shape` to g's shape had stretched: the gradient of broadcasting. */
@@ -89,5 +97,5 @@ export function max(x: Tensor, axis?: number, { keepDims = false }: ReduceOption
     const mask = equal(input, top);
     return [mul(mask, div(g, kernels.sum(mask.device, mask, axes, 1)))];
   });
-  return keepDims ? kept : kept.reshape(reducedShape(x.shape, axes, false));
+  return reshaped(kept, reducedShape(x.shape, axes, keepDims));
 }
