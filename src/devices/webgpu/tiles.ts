@@ -27,6 +27,20 @@ fn multiply(acc: ptr<function, array<vec4f, 4>>, r: u32, c: u32) {
   }
 }
 
+fn product(a: vec4f, b: f32) -> vec4f { return select(a * b, vec4f(0), a == vec4f(0)); }
+
+// The same where a 0 on the left stands for a pair that does not exist: not even a NaN comes from it.
+fn multiply_existing(acc: ptr<function, array<vec4f, 4>>, r: u32, c: u32) {
+  for (var step = 0u; step < STEP; step++) {
+    let a = left[slot(step, r)];
+    let b = right[slot(step, c)];
+    (*acc)[0] += product(a, b.x);
+    (*acc)[1] += product(a, b.y);
+    (*acc)[2] += product(a, b.z);
+    (*acc)[3] += product(a, b.w);
+  }
+}
+
 // The sum over the workgroup's 16 lanes with the same \`group\`, given to all of them.
 fn sum_lanes(value: vec4f, lane: u32, group: u32) -> vec4f {
   workgroupBarrier();

@@ -20,9 +20,6 @@ import { absent } from "../power-attention/webgpu-gates.js";
  * with rowA the log of the sum of exponentials, and rowB what the row's sum receives (power) or dy_i·out_i (softmax).
  */
 const body = `${TILES}${GATES}
-const OUT_DIM = select(u32(VALUE_DIM), u32(HEAD_DIM), GRADIENT);
-const OUT_TILES = (OUT_DIM + 63u) / 64u;
-
 fn power(x: vec4f, degree: u32) -> vec4f {
   var y = vec4f(1);
   for (var k = 0u; k < degree; k++) { y *= x; }
@@ -32,17 +29,17 @@ fn power(x: vec4f, degree: u32) -> vec4f {
 fn q_of(b: u32, t: u32, head: u32, i: u32) -> f32 { return load_q(b * P.qB + t * P.qT + head * P.qH + i); }
 fn k_of(b: u32, t: u32, head: u32, i: u32) -> f32 { return load_k(b * P.kB + t * P.kT + head * P.kH + i); }
 fn v_of(b: u32, t: u32, head: u32, i: u32) -> f32 { return load_v(b * P.vB + t * P.vT + head * P.vH + i); }
-fn dy_of(b: u32, t: u32, head: u32, i: u32) -> f32 { return load_dy(row_of(b, t, head) * VALUE_DIM + i); }
+fn dy_of(b: u32, t: u32, head: u32, i: u32) -> f32 { return load_dy(row_of(b, t, head) * P.valueDim + i); }
 // Per-query values are contiguous [B, T, Hq].
-fn row_of(b: u32, t: u32, queryHead: u32) -> u32 { return (b * P.time + t) * P.heads * GROUP + queryHead; }
+fn row_of(b: u32, t: u32, queryHead: u32) -> u32 { return (b * P.time + t) * P.heads * P.group + queryHead; }
 
 // The vectors on either side of a score, and on either side of its gradient.
 fn key_side(keys: bool, b: u32, t: u32, head: u32, i: u32) -> f32 {
-  if (keys) { return k_of(b, t, head / GROUP, i); }
+  if (keys) { return k_of(b, t, head / P.group, i); }
   return q_of(b, t, head, i);
 }
 fn value_side(keys: bool, b: u32, t: u32, head: u32, i: u32) -> f32 {
-  if (keys) { return v_of(b, t, head / GROUP, i); }
+  if (keys) { return v_of(b, t, head / P.group, i); }
   return dy_of(b, t, head, i);
 }
 
@@ -51,8 +48,10 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane:
   let r = lane & 15u;
   let c = lane >> 4u;
   let b = id.z;
-  let column0 = (id.x % OUT_TILES) * TILE;
-  let tile = id.x / OUT_TILES;
+  let outDim = select(P.valueDim, P.headDim, GRADIENT);
+  let outTiles = (outDim + TILE - 1u) / TILE;
+  let column0 = (id.x % outTiles) * TILE;
+  let tile = id.x / outTiles;
   let tilesPerChunk = (P.chunkSize + TILE - 1u) / TILE;
   let start = (tile / tilesPerChunk) * P.chunkSize;
   let end = min(start + P.chunkSize, P.time);
@@ -63,7 +62,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane:
   var sum = vec4f(0);
   var most = vec4f(-3.0e38);
   // Keys are read by every query head of their group.
-  let members = select(1u, u32(GROUP), ROWS_ARE_KEYS);
+  let members = select(1u, P.group, ROWS_ARE_KEYS);
   let first = select(start, row0, ROWS_ARE_KEYS);
   let last = select(min(row0 + TILE, end), end, ROWS_ARE_KEYS);
   for (var member = 0u; member < members; member++) {
@@ -71,10 +70,10 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane:
     for (var col0 = first; col0 < last; col0 += TILE) {
       // Filling: lane (r, c) takes step r of group c from the rows, and the same from the columns.
       var score = array<vec4f, 4>();
-      for (var at = 0u; at < HEAD_DIM; at += STEP) {
+      for (var at = 0u; at < P.headDim; at += STEP) {
         var a = vec4f(0);
         var x = vec4f(0);
-        if (at + r < HEAD_DIM) {
+        if (at + r < P.headDim) {
           for (var j = 0u; j < 4u; j++) {
             let row = row0 + 4u * c + j;
             let col = col0 + 4u * c + j;
@@ -90,10 +89,10 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane:
       }
       var change = array<vec4f, 4>();
       if (GRADIENT) {
-        for (var at = 0u; at < VALUE_DIM; at += STEP) {
+        for (var at = 0u; at < P.valueDim; at += STEP) {
           var a = vec4f(0);
           var x = vec4f(0);
-          if (at + r < VALUE_DIM) {
+          if (at + r < P.valueDim) {
             for (var j = 0u; j < 4u; j++) {
               let row = row0 + 4u * c + j;
               let col = col0 + 4u * c + j;
@@ -127,7 +126,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane:
           } else if (inside) {
             var weight = 1.0;
             if (GATED) {
-              let at = (b * P.heads + head / GROUP) * P.time;
+              let at = (b * P.heads + head / P.group) * P.time;
               weight = decay(gate_sum_at(at + query), gate_sum_at(at + key));
             }
             score[j][i] *= P.scale;
@@ -165,7 +164,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane:
         if (col < end) {
           for (var j = 0u; j < 4u; j++) {
             let i = column0 + 4u * r + j;
-            if (i < OUT_DIM) {
+            if (i < outDim) {
               if (GRADIENT) { x[j] = key_side(!ROWS_ARE_KEYS, b, col, head, i); }
               else { x[j] = value_side(!ROWS_ARE_KEYS, b, col, head, i); }
             }
@@ -177,7 +176,9 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane:
           for (var j = 0u; j < 4u; j++) { left[slot(4u * (c & 3u) + j, r)] = score[j]; }
         }
         workgroupBarrier();
-        multiply(&out, r, c);
+        // On the diagonal, tokens that a row may not see share its tile.
+        if (col0 == row0) { multiply_existing(&out, r, c); }
+        else { multiply(&out, r, c); }
       }
     }
   }
@@ -186,26 +187,26 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane:
   for (var i = 0u; i < 4u; i++) {
     let row = row0 + 4u * r + i;
     if (row >= end) { break; }
-    let at = (b * P.time + row) * (P.heads * select(u32(GROUP), 1u, ROWS_ARE_KEYS)) + id.y;
-    if (SUM && id.x % OUT_TILES == 0u && c == 0u) {
+    let at = (b * P.time + row) * (P.heads * select(P.group, 1u, ROWS_ARE_KEYS)) + id.y;
+    if (SUM && id.x % outTiles == 0u && c == 0u) {
       if (SOFTMAX) { store_rowSum(at, most[i] + log(total[i])); }
-      else if (ACCUMULATE) { store_rowSum(at, load_rowSum(at) + total[i]); }
+      else if (P.accumulate == 1u) { store_rowSum(at, load_rowSum(at) + total[i]); }
       else { store_rowSum(at, total[i]); }
     }
     var value = vec4f(out[0][i], out[1][i], out[2][i], out[3][i]);
     if (SOFTMAX && !GRADIENT && !ROWS_ARE_KEYS) { value /= total[i]; }
     let i0 = column0 + 4u * c;
     for (var j = 0u; j < 4u; j += 2u) {
-      if (i0 + j >= OUT_DIM) { break; }
-      let to = at * OUT_DIM + i0 + j;
-      if (ACCUMULATE) {
+      if (i0 + j >= outDim) { break; }
+      let to = at * outDim + i0 + j;
+      if (P.accumulate == 1u) {
         value[j] += load_result(to);
-        if (i0 + j + 1u < OUT_DIM) { value[j + 1u] += load_result(to + 1u); }
+        if (i0 + j + 1u < outDim) { value[j + 1u] += load_result(to + 1u); }
       }
       if (EVEN) { store2_result(to, value[j], value[j + 1u]); }
       else {
         store_result(to, value[j]);
-        if (i0 + j + 1u < OUT_DIM) { store_result(to + 1u, value[j + 1u]); }
+        if (i0 + j + 1u < outDim) { store_result(to + 1u, value[j + 1u]); }
       }
     }
   }
@@ -262,15 +263,11 @@ export function pairs(
   const source: KernelSource = {
     name: `pairs-${what}`,
     constants: {
-      HEAD_DIM: headDim,
-      VALUE_DIM: valueDim,
-      GROUP: queryHeads / heads,
       DEGREE: degree ?? 1,
       SOFTMAX: softmax,
       GATED: plan.gated,
       ROWS_ARE_KEYS: rowsAreKeys,
       GRADIENT: gradient,
-      ACCUMULATE: accumulate,
       SUM: rowSum !== undefined,
       EVEN: outDim % 2 === 0,
     },
@@ -285,6 +282,10 @@ export function pairs(
     parameters: {
       time: "u32",
       heads: "u32",
+      group: "u32",
+      headDim: "u32",
+      valueDim: "u32",
+      accumulate: "u32",
       chunkSize: "u32",
       scale: "f32",
       qB: "u32",
@@ -317,7 +318,25 @@ export function pairs(
   const tiles = chunks * Math.ceil(chunkSize / 64) * Math.ceil(outDim / 64);
   webgpuDevice(q).dispatch(source, {
     tensors,
-    parameters: { time, heads, chunkSize, scale: plan.scale, qB, qT, qH, kB, kT, kH, vB, vT, vH },
+    parameters: {
+      time,
+      heads,
+      group: queryHeads / heads,
+      headDim,
+      valueDim,
+      accumulate: accumulate ? 1 : 0,
+      chunkSize,
+      scale: plan.scale,
+      qB,
+      qT,
+      qH,
+      kB,
+      kT,
+      kH,
+      vB,
+      vT,
+      vH,
+    },
     workgroups: [tiles, rowsAreKeys ? heads : queryHeads, batch],
   });
 }

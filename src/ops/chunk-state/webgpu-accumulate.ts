@@ -22,7 +22,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   let c = lane >> 4u;
   let state = id.y + id.z * groups.y; // counts b, chunk, head
   if (state >= P.states) { return; }
-  let columnTiles = (VALUE_DIM + TILE - 1u) / TILE;
+  let columnTiles = (P.valueDim + TILE - 1u) / TILE;
   let column0 = (id.x % columnTiles) * TILE;
   let feature0 = (id.x / columnTiles) * TILE;
   let head = state % P.heads;
@@ -39,7 +39,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   for (var j = 0u; j < 4u; j++) { own[j] = monomial(feature0 + 4u * r + j); }
   var acc = array<vec4f, 4>();
   var z = vec4f(0);
-  let members = select(1u, u32(GROUP), FROM_QUERIES);
+  let members = select(1u, P.group, FROM_QUERIES);
   for (var member = 0u; member < members; member++) {
     let xHead = head * members + member;
     for (var base = start; base < end; base += STEP) {
@@ -58,9 +58,9 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
           for (var k = 0u; k < DEGREE; k++) { value *= load_x(at + factor(own[j], k)); }
           phi[j] = value;
           let i = column0 + 4u * r + j;
-          if (i < VALUE_DIM) { y[j] = load_y(b * P.yB + t * P.yT + xHead * P.yH + i); }
+          if (i < P.valueDim) { y[j] = load_y(b * P.yB + t * P.yT + xHead * P.yH + i); }
         }
-        if (FROM_QUERIES) { z += phi * load_dsum((b * P.time + t) * P.heads * GROUP + xHead); }
+        if (FROM_QUERIES) { z += phi * load_dsum((b * P.time + t) * P.heads * P.group + xHead); }
         else { z += phi; }
       }
       workgroupBarrier();
@@ -74,12 +74,12 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   let total = sum_lanes(z, c, r);
   for (var i = 0u; i < 4u; i++) {
     let feature = feature0 + 4u * r + i;
-    if (feature >= FEATURES) { break; }
-    let at = state * FEATURES + feature;
+    if (feature >= P.features) { break; }
+    let at = state * P.features + feature;
     if (column0 == 0u && c == 0u) { store_z(at, total[i]); }
     for (var j = 0u; j < 4u; j++) {
       let column = column0 + 4u * c + j;
-      if (column < VALUE_DIM) { store_s(at * VALUE_DIM + column, acc[j][i]); }
+      if (column < P.valueDim) { store_s(at * P.valueDim + column, acc[j][i]); }
     }
   }
 }`;
@@ -99,11 +99,7 @@ export function accumulateFeatures(
   const source: KernelSource = {
     name: "accumulate-features",
     constants: {
-      HEAD_DIM: headDim,
-      VALUE_DIM: valueDim,
-      GROUP: queryHeads / heads,
       DEGREE: degree,
-      FEATURES: expandedDim,
       GATED: plan.gated,
       FROM_QUERIES: fromQueries,
     },
@@ -122,6 +118,9 @@ export function accumulateFeatures(
       chunkSize: "u32",
       chunks: "u32",
       states: "u32",
+      group: "u32",
+      valueDim: "u32",
+      features: "u32",
       factor: "f32",
       xB: "u32",
       xT: "u32",
@@ -145,7 +144,23 @@ export function accumulateFeatures(
       monomials: monomialTable(x, headDim, degree),
       ...into,
     },
-    parameters: { time, heads, chunkSize, chunks, states, factor, xB, xT, xH, yB, yT, yH },
+    parameters: {
+      time,
+      heads,
+      chunkSize,
+      chunks,
+      states,
+      group: queryHeads / heads,
+      valueDim,
+      features: expandedDim,
+      factor,
+      xB,
+      xT,
+      xH,
+      yB,
+      yT,
+      yH,
+    },
     workgroups: [Math.ceil(expandedDim / 64) * Math.ceil(valueDim / 64), ...device.spread(states)],
   });
 }

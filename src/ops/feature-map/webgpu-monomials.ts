@@ -19,13 +19,13 @@ export function monomialTable(like: Tensor, headDim: number, degree: number): Te
   });
 }
 
-/** Reads the table: needs constants DEGREE and FEATURES and a tensor binding `monomials`. */
+/** Reads the table: needs a parameter `features` and a tensor binding `monomials`. */
 export const MONOMIALS = `
 struct Monomial { indices: u32, root: f32 }
 
 // Past the last feature the root is 0, and so is all that is made from it.
 fn monomial(feature: u32) -> Monomial {
-  if (feature >= FEATURES) { return Monomial(0u, 0.0); }
+  if (feature >= P.features) { return Monomial(0u, 0.0); }
   return Monomial(bitcast<u32>(load_monomials(2u * feature)), bitcast<f32>(load_monomials(2u * feature + 1u)));
 }
 fn factor(m: Monomial, k: u32) -> u32 { return (m.indices >> (8u * k)) & 255u; }

@@ -33,11 +33,11 @@ function rowsOf(x: Tensor): { rows: number; width: number; workgroups: number[] 
   return { rows, width, workgroups: webgpuDevice(x).spread(Math.ceil(rows / 8)) };
 }
 
-const normaliseKernel = (dtype: DType, width: number, kind: number): KernelSource => ({
+const normaliseKernel = (dtype: DType, even: boolean, kind: number): KernelSource => ({
   name: "normalise",
-  constants: { WIDTH: width, KIND: kind, SUM, LAYERNORM, EPSILON: LAYERNORM_EPSILON },
+  constants: { EVEN: even, KIND: kind, SUM, LAYERNORM, EPSILON: LAYERNORM_EPSILON },
   tensors: { y: tensorOf("f32"), rowSum: tensorOf("f32", "write"), result: tensorOf(dtype, "write") },
-  parameters: { rows: "u32" },
+  parameters: { rows: "u32", width: "u32" },
   body: `${ROWS}
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
@@ -53,26 +53,26 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   }
   if (KIND == LAYERNORM) {
     var sum = 0.0;
-    if (alive) { for (var i = lane & 31u; i < WIDTH; i += 32u) { sum += load_y(row * WIDTH + i); } }
-    shift = row_sum(sum, lane) / f32(WIDTH);
+    if (alive) { for (var i = lane & 31u; i < P.width; i += 32u) { sum += load_y(row * P.width + i); } }
+    shift = row_sum(sum, lane) / f32(P.width);
     var squares = 0.0;
     if (alive) {
-      for (var i = lane & 31u; i < WIDTH; i += 32u) {
-        let off = load_y(row * WIDTH + i) - shift;
+      for (var i = lane & 31u; i < P.width; i += 32u) {
+        let off = load_y(row * P.width + i) - shift;
         squares += off * off;
       }
     }
-    let deviation = sqrt(row_sum(squares, lane) / f32(WIDTH));
+    let deviation = sqrt(row_sum(squares, lane) / f32(P.width));
     factor = 1.0 / (deviation + EPSILON);
     if (alive && (lane & 31u) == 0u) { store_rowSum(row, deviation); }
   }
   if (!alive) { return; }
-  for (var i = first; i < WIDTH; i += 64u) {
-    let at = row * WIDTH + i;
+  for (var i = first; i < P.width; i += 64u) {
+    let at = row * P.width + i;
     let a = (load_y(at) - shift) * factor;
-    if (i + 1u >= WIDTH) { store_result(at, a); continue; }
+    if (i + 1u >= P.width) { store_result(at, a); continue; }
     let b = (load_y(at + 1u) - shift) * factor;
-    if (WIDTH % 2u == 0u) { store2_result(at, a, b); }
+    if (EVEN) { store2_result(at, a, b); }
     else { store_result(at, a); store_result(at + 1u, b); }
   }
 }`,
@@ -85,17 +85,17 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
 export function normalise(kind: Normalize, y: Tensor, rowSum: Tensor, dtype: DType): Tensor {
   const { rows, width, workgroups } = rowsOf(y);
   const result = empty(y.shape, y.device, dtype);
-  webgpuDevice(y).dispatch(normaliseKernel(dtype, width, KIND[kind]), {
+  webgpuDevice(y).dispatch(normaliseKernel(dtype, width % 2 === 0, KIND[kind]), {
     tensors: { y, rowSum, result },
-    parameters: { rows },
+    parameters: { rows, width },
     workgroups,
   });
   return result;
 }
 
-const normaliseBackwardKernel = (dtype: DType, width: number, kind: number): KernelSource => ({
+const normaliseBackwardKernel = (dtype: DType, even: boolean, kind: number): KernelSource => ({
   name: "normalise-backward",
-  constants: { WIDTH: width, KIND: kind, SUM, LAYERNORM, EPSILON: LAYERNORM_EPSILON },
+  constants: { EVEN: even, KIND: kind, SUM, LAYERNORM, EPSILON: LAYERNORM_EPSILON },
   tensors: {
     upstream: tensorOf(dtype),
     result: tensorOf(dtype),
@@ -103,7 +103,7 @@ const normaliseBackwardKernel = (dtype: DType, width: number, kind: number): Ker
     dy: tensorOf("f32", "write"),
     dsum: tensorOf("f32", "write"),
   },
-  parameters: { rows: "u32" },
+  parameters: { rows: "u32", width: "u32" },
   body: `${ROWS}
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
@@ -113,10 +113,10 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   var sum = 0.0;
   var dot = 0.0;
   if (alive) {
-    for (var i = lane & 31u; i < WIDTH; i += 32u) {
-      let g = load_upstream(row * WIDTH + i);
+    for (var i = lane & 31u; i < P.width; i += 32u) {
+      let g = load_upstream(row * P.width + i);
       sum += g;
-      dot += g * load_result(row * WIDTH + i);
+      dot += g * load_result(row * P.width + i);
     }
   }
   let total = row_sum(sum, lane);
@@ -135,11 +135,11 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
     // out = (y − mean) / (deviation + ε): its deviation moves with out · (y − mean) / (n · deviation).
     let deviation = load_rowSum(row);
     factor = 1.0 / (deviation + EPSILON);
-    shift = total / f32(WIDTH);
-    if (deviation > 0.0) { pull = product * (deviation + EPSILON) / (f32(WIDTH) * deviation); }
+    shift = total / f32(P.width);
+    if (deviation > 0.0) { pull = product * (deviation + EPSILON) / (f32(P.width) * deviation); }
   }
-  for (var i = lane & 31u; i < WIDTH; i += 32u) {
-    let at = row * WIDTH + i;
+  for (var i = lane & 31u; i < P.width; i += 32u) {
+    let at = row * P.width + i;
     store_dy(at, factor * (load_upstream(at) - shift - load_result(at) * pull));
   }
   if ((lane & 31u) == 0u) { store_dsum(row, dsum); }
@@ -156,24 +156,24 @@ export function normaliseBackward(
   const { rows, width, workgroups } = rowsOf(output);
   const dy = empty(output.shape, output.device, "f32");
   const dsum = empty(output.shape.slice(0, -1), output.device, "f32");
-  webgpuDevice(output).dispatch(normaliseBackwardKernel(output.dtype, width, KIND[kind]), {
+  webgpuDevice(output).dispatch(normaliseBackwardKernel(output.dtype, width % 2 === 0, KIND[kind]), {
     tensors: { upstream, result: output, rowSum, dy, dsum },
-    parameters: { rows },
+    parameters: { rows, width },
     workgroups,
   });
   return { dy, dsum };
 }
 
-const finishKernel = (from: DType, dtype: DType, width: number, dots: boolean): KernelSource => ({
+const finishKernel = (from: DType, dtype: DType, even: boolean, dots: boolean): KernelSource => ({
   name: "finish-gradient",
-  constants: { WIDTH: width, CAST: from !== "f32" || dtype !== "f32", DOTS: dots },
+  constants: { EVEN: even, CAST: from !== "f32" || dtype !== "f32", DOTS: dots },
   tensors: {
     dx: tensorOf("f32"),
     x: tensorOf(from),
     result: tensorOf(dtype, "write"),
     products: tensorOf("f32", "write"),
   },
-  parameters: { rows: "u32", time: "u32", heads: "u32", xB: "u32", xT: "u32", xH: "u32", factor: "f32" },
+  parameters: { rows: "u32", width: "u32", time: "u32", heads: "u32", xB: "u32", xT: "u32", xH: "u32", factor: "f32" },
   body: `${ROWS}
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
@@ -184,18 +184,18 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
     var dot = 0.0;
     if (alive) {
       let x0 = (row / (P.heads * P.time)) * P.xB + ((row / P.heads) % P.time) * P.xT + (row % P.heads) * P.xH;
-      for (var i = lane & 31u; i < WIDTH; i += 32u) { dot += load_x(x0 + i) * load_dx(row * WIDTH + i); }
+      for (var i = lane & 31u; i < P.width; i += 32u) { dot += load_x(x0 + i) * load_dx(row * P.width + i); }
     }
     let total = row_sum(dot, lane);
     if (alive && (lane & 31u) == 0u) { store_products(row, P.factor * total); }
   }
   if (!alive || !CAST) { return; }
-  for (var i = 2u * (lane & 31u); i < WIDTH; i += 64u) {
-    let at = row * WIDTH + i;
+  for (var i = 2u * (lane & 31u); i < P.width; i += 64u) {
+    let at = row * P.width + i;
     let a = load_dx(at);
-    if (i + 1u >= WIDTH) { store_result(at, a); continue; }
+    if (i + 1u >= P.width) { store_result(at, a); continue; }
     let b = load_dx(at + 1u);
-    if (WIDTH % 2u == 0u) { store2_result(at, a, b); }
+    if (EVEN) { store2_result(at, a, b); }
     else { store_result(at, a); store_result(at + 1u, b); }
   }
 }`,
@@ -219,9 +219,9 @@ export function finishGradient(
   const products = degree === undefined ? undefined : empty(dx.shape.slice(0, -1), dx.device, "f32");
   // A buffer may be bound for writing once only: what is not written gets a place of its own.
   const scrap = () => empty([DTYPE_BYTES.f32], dx.device, "f32");
-  webgpuDevice(x).dispatch(finishKernel(x.dtype, cast ? x.dtype : "f32", width, degree !== undefined), {
+  webgpuDevice(x).dispatch(finishKernel(x.dtype, cast ? x.dtype : "f32", width % 2 === 0, degree !== undefined), {
     tensors: { dx, x, result: cast ? result : scrap(), products: products ?? scrap() },
-    parameters: { rows, time, heads, xB, xT, xH, factor: 1 / (degree ?? 1) },
+    parameters: { rows, width, time, heads, xB, xT, xH, factor: 1 / (degree ?? 1) },
     workgroups,
   });
   return { result, products };
@@ -234,11 +234,11 @@ export function zerosLike(shape: readonly number[], like: Tensor, dtype: DType):
   return out;
 }
 
-const rowProductKernel = (dtype: DType, width: number): KernelSource => ({
+const rowProductKernel = (dtype: DType): KernelSource => ({
   name: "row-products",
-  constants: { WIDTH: width },
+  constants: {},
   tensors: { x: tensorOf(dtype), y: tensorOf(dtype), products: tensorOf("f32", "write") },
-  parameters: { rows: "u32" },
+  parameters: { rows: "u32", width: "u32" },
   body: `${ROWS}
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
@@ -246,7 +246,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   let row = (id.x + id.y * groups.x) * 8u + lane / 32u;
   var dot = 0.0;
   if (row < P.rows) {
-    for (var i = lane & 31u; i < WIDTH; i += 32u) { dot += load_x(row * WIDTH + i) * load_y(row * WIDTH + i); }
+    for (var i = lane & 31u; i < P.width; i += 32u) { dot += load_x(row * P.width + i) * load_y(row * P.width + i); }
   }
   let total = row_sum(dot, lane);
   if (row < P.rows && (lane & 31u) == 0u) { store_products(row, total); }
@@ -257,9 +257,9 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
 export function rowProducts(x: Tensor, y: Tensor): Tensor {
   const { rows, width, workgroups } = rowsOf(x);
   const products = empty(x.shape.slice(0, -1), x.device, "f32");
-  webgpuDevice(x).dispatch(rowProductKernel(x.dtype, width), {
+  webgpuDevice(x).dispatch(rowProductKernel(x.dtype), {
     tensors: { x, y, products },
-    parameters: { rows },
+    parameters: { rows, width },
     workgroups,
   });
   return products;

@@ -28,8 +28,8 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane:
   let r = lane & 15u;
   let c = lane >> 4u;
   let b = id.z;
-  let head = id.y / MEMBERS;
-  let columnTiles = (VALUE_DIM + TILE - 1u) / TILE;
+  let head = id.y / P.members;
+  let columnTiles = (P.valueDim + TILE - 1u) / TILE;
   let column0 = (id.x % columnTiles) * TILE;
   let tile = id.x / columnTiles;
   let tilesPerChunk = (P.chunkSize + TILE - 1u) / TILE;
@@ -47,7 +47,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane:
   var total = array<vec4f, 4>();
   var acc = array<vec4f, 4>();
   var sum = vec4f(0);
-  for (var base = 0u; base < FEATURES; base += STEP) {
+  for (var base = 0u; base < P.features; base += STEP) {
     if ((base & 255u) == 0u) {
       for (var j = 0u; j < 4u; j++) {
         total[j] += acc[j];
@@ -61,13 +61,13 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane:
       phi *= vec4f(load_x(origin.x + i), load_x(origin.y + i), load_x(origin.z + i), load_x(origin.w + i));
     }
     var s = vec4f(0);
-    if (base + c < FEATURES) {
+    if (base + c < P.features) {
       for (var j = 0u; j < 4u; j++) {
         let i = column0 + 4u * r + j;
-        if (i < VALUE_DIM) { s[j] = load_s((state * FEATURES + base + c) * VALUE_DIM + i); }
+        if (i < P.valueDim) { s[j] = load_s((state * P.features + base + c) * P.valueDim + i); }
       }
     }
-    if (SUM && base + r < FEATURES) { sum += phi * load_z(state * FEATURES + base + r); }
+    if (SUM && base + r < P.features) { sum += phi * load_z(state * P.features + base + r); }
     workgroupBarrier();
     left[slot(r, c)] = phi;
     right[slot(c, r)] = s;
@@ -81,20 +81,20 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane:
   for (var i = 0u; i < 4u; i++) {
     let own = row0 + 4u * c + i;
     if (SUM && r == 0u && column0 == 0u && own < end) {
-      let at = (b * P.time + own) * P.heads * MEMBERS + id.y;
+      let at = (b * P.time + own) * P.heads * P.members + id.y;
       let value = weight_of(gate0, own, end) * rowTotal[i];
-      if (ACCUMULATE) { store_rowSum(at, load_rowSum(at) + value); }
+      if (P.accumulate == 1u) { store_rowSum(at, load_rowSum(at) + value); }
       else { store_rowSum(at, value); }
     }
     let row = row0 + 4u * r + i;
     if (row >= end) { continue; }
     let weight = weight_of(gate0, row, end);
-    let at = (b * P.time + row) * P.heads * MEMBERS + id.y;
+    let at = (b * P.time + row) * P.heads * P.members + id.y;
     for (var j = 0u; j < 4u; j++) {
       let column = column0 + 4u * c + j;
-      if (column >= VALUE_DIM) { break; }
-      let to = at * VALUE_DIM + column;
-      if (ACCUMULATE) { store_result(to, load_result(to) + weight * total[j][i]); }
+      if (column >= P.valueDim) { break; }
+      let to = at * P.valueDim + column;
+      if (P.accumulate == 1u) { store_result(to, load_result(to) + weight * total[j][i]); }
       else { store_result(to, weight * total[j][i]); }
     }
   }
@@ -107,15 +107,15 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane:
  */
 const gradientBody = `${TILES}${GATES}${MONOMIALS}${WEIGHTS}
 // Where workgroup memory has room: dx, and the tokens themselves, element first.
-var<workgroup> dx: array<f32, select(1, HEAD_DIM * 64, KEEP_DX)>;
-var<workgroup> tokens: array<f32, select(1, HEAD_DIM * 64, KEEP_X)>;
+var<workgroup> dx: array<f32, select(1, ROOM * 64, KEEP_DX)>;
+var<workgroup> tokens: array<f32, select(1, ROOM * 64, KEEP_X)>;
 
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane: u32) {
   let r = lane & 15u;
   let c = lane >> 4u;
   let b = id.z;
-  let head = id.y / MEMBERS;
+  let head = id.y / P.members;
   let tilesPerChunk = (P.chunkSize + TILE - 1u) / TILE;
   let chunk = id.x / tilesPerChunk;
   let start = chunk * P.chunkSize;
@@ -130,34 +130,34 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane:
   let quarter = lane >> 6u;
   let t = min(row0 + token, end - 1u);
   let x0 = b * P.xB + t * P.xT + id.y * P.xH;
-  let result0 = ((b * P.time + t) * P.heads * MEMBERS + id.y) * HEAD_DIM;
+  let result0 = ((b * P.time + t) * P.heads * P.members + id.y) * P.headDim;
   let alive = row0 + token < end;
-  for (var i = quarter; i < HEAD_DIM; i += 4u) {
+  for (var i = quarter; i < P.headDim; i += 4u) {
     if (KEEP_X) { tokens[i * 64u + token] = load_x(x0 + i); }
     if (KEEP_DX) { dx[i * 64u + token] = 0.0; }
-    else if (!ACCUMULATE && alive) { store_result(result0 + i, 0.0); }
+    else if (P.accumulate == 0u && alive) { store_result(result0 + i, 0.0); }
   }
 
   var scalars = vec4f(1);
   for (var i = 0u; i < 4u; i++) {
     let row = min(row0 + 4u * r + i, end - 1u);
-    if (!KEYS) { scalars[i] = load_ysum((b * P.time + row) * P.heads * MEMBERS + id.y); }
+    if (!KEYS) { scalars[i] = load_ysum((b * P.time + row) * P.heads * P.members + id.y); }
     scalars[i] *= weight_of(gate0, row, end);
   }
   var weights: vec4f;
   for (var j = 0u; j < 4u; j++) { weights[j] = weight_of(gate0, min(row0 + 4u * c + j, end - 1u), end); }
 
-  for (var feature0 = 0u; feature0 < FEATURES; feature0 += TILE) {
+  for (var feature0 = 0u; feature0 < P.features; feature0 += TILE) {
     var acc = array<vec4f, 4>();
-    for (var at = 0u; at < VALUE_DIM; at += STEP) {
+    for (var at = 0u; at < P.valueDim; at += STEP) {
       var y = vec4f(0);
       var s = vec4f(0);
-      if (at + r < VALUE_DIM) {
+      if (at + r < P.valueDim) {
         for (var j = 0u; j < 4u; j++) {
           let row = row0 + 4u * c + j;
           if (row < end) { y[j] = weights[j] * load_y(b * P.yB + row * P.yT + id.y * P.yH + at + r); }
           let feature = feature0 + 4u * c + j;
-          if (feature < FEATURES) { s[j] = load_s((state * FEATURES + feature) * VALUE_DIM + at + r); }
+          if (feature < P.features) { s[j] = load_s((state * P.features + feature) * P.valueDim + at + r); }
         }
       }
       workgroupBarrier();
@@ -168,7 +168,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane:
     }
     for (var j = 0u; j < 4u; j++) {
       let feature = feature0 + 4u * c + j;
-      if (feature < FEATURES) { acc[j] += scalars * load_z(state * FEATURES + feature); }
+      if (feature < P.features) { acc[j] += scalars * load_z(state * P.features + feature); }
     }
     for (var part = 0u; part < 4u; part++) {
       workgroupBarrier();
@@ -195,9 +195,9 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane:
     }
   }
   if (KEEP_DX && alive) {
-    for (var i = quarter; i < HEAD_DIM; i += 4u) {
+    for (var i = quarter; i < P.headDim; i += 4u) {
       var value = dx[i * 64u + token];
-      if (ACCUMULATE) { value += load_result(result0 + i); }
+      if (P.accumulate == 1u) { value += load_result(result0 + i); }
       store_result(result0 + i, value);
     }
   }
@@ -208,29 +208,44 @@ const PARAMETERS = {
   heads: "u32",
   chunkSize: "u32",
   chunks: "u32",
+  headDim: "u32",
+  valueDim: "u32",
+  features: "u32",
+  members: "u32",
+  accumulate: "u32",
   factor: "f32",
   xB: "u32",
   xT: "u32",
   xH: "u32",
 } as const;
 
-function shared(plan: SequencePlan, side: Side, x: Tensor) {
+function shared(plan: SequencePlan, side: Side, x: Tensor, accumulate: boolean) {
   const { time, queryHeads, heads, headDim, valueDim, degree, chunkSize, chunks, expandedDim } = plan;
   const [xB, xT, xH] = x.strides;
+  const xHeads = side === "keys" ? heads : queryHeads;
   return {
     constants: {
-      HEAD_DIM: headDim,
-      VALUE_DIM: valueDim,
       DEGREE: degree,
-      FEATURES: expandedDim,
       KEYS: side === "keys",
       GATED: plan.gated,
-      /** Heads of x for each head of the state. */
-      MEMBERS: side === "keys" ? 1 : queryHeads / heads,
     },
-    parameters: { time, heads, chunkSize, chunks, factor: side === "keys" ? 1 : plan.scale ** degree, xB, xT, xH },
+    parameters: {
+      time,
+      heads,
+      chunkSize,
+      chunks,
+      headDim,
+      valueDim,
+      features: expandedDim,
+      members: xHeads / heads,
+      accumulate: accumulate ? 1 : 0,
+      factor: side === "keys" ? 1 : plan.scale ** degree,
+      xB,
+      xT,
+      xH,
+    },
     tiles: chunks * Math.ceil(chunkSize / 64),
-    xHeads: side === "keys" ? heads : queryHeads,
+    xHeads,
   };
 }
 
@@ -245,10 +260,10 @@ export function readState(
   rowSum: Tensor | undefined,
   accumulate: boolean,
 ): void {
-  const { constants, parameters, tiles, xHeads } = shared(plan, side, x);
+  const { constants, parameters, tiles, xHeads } = shared(plan, side, x, accumulate);
   const source: KernelSource = {
     name: "read-state",
-    constants: { ...constants, ACCUMULATE: accumulate, SUM: rowSum !== undefined },
+    constants: { ...constants, SUM: rowSum !== undefined },
     tensors: {
       x: { dtype: x.dtype, access: "read" },
       s: { dtype: "f32", access: "read" },
@@ -293,13 +308,15 @@ export function stateGradient(
   accumulate: boolean,
 ): void {
   const device = webgpuDevice(x);
-  const { constants, parameters, tiles, xHeads } = shared(plan, side, x);
+  const { constants, parameters, tiles, xHeads } = shared(plan, side, x, accumulate);
   const room = device.gpu.limits.maxComputeWorkgroupStorageSize - 8192;
-  const tokens = 256 * plan.headDim;
+  // Few sizes, so that head dims share kernels.
+  const dims = Math.max(16, 2 ** Math.ceil(Math.log2(plan.headDim)));
+  const tokens = 256 * dims;
   const [yB, yT, yH] = y.strides;
   const source: KernelSource = {
     name: "state-gradient",
-    constants: { ...constants, ACCUMULATE: accumulate, KEEP_DX: tokens + 4 <= room, KEEP_X: 2 * tokens <= room },
+    constants: { ...constants, ROOM: dims, KEEP_DX: tokens + 4 <= room, KEEP_X: 2 * tokens <= room },
     tensors: {
       x: { dtype: x.dtype, access: "read" },
       y: { dtype: y.dtype, access: "read" },
