@@ -15,7 +15,7 @@ export const READY: Record<Operation, readonly DeviceKind[]> = {
   lowLevel: ["oracle", ...gpu],
   softmax: ["oracle", ...gpu],
   featureMap: ["oracle", ...gpu],
-  step: ["oracle"],
+  step: ["oracle", "wasm", ...gpu],
 };
 
 /** Those besides the oracle, which the oracle checks. */

@@ -2,7 +2,7 @@ import { describe, it } from "vitest";
 import { getDevice } from "../src/devices/get-device.js";
 import { expectSame, type Problem, randomInputs, solve } from "./attention.js";
 import { others, READY } from "./devices.js";
-import { attentionTolerance } from "./tolerances.js";
+import { attentionTolerance, degreeAllowance } from "./tolerances.js";
 
 /**
  * Every device against the oracle, outputs and all gradients, in memory poisoned with NaN. Lengths around a chunk's and
@@ -101,7 +101,8 @@ describe("powerFull against the oracle", () => {
           // States, gates and their gradients are f32 whatever the inputs are.
           const half = !["s", "z", "ds", "dz", "dlogG"].includes(name);
           const dtype = half ? (problem.dtype ?? "f32") : "f32";
-          return attentionTolerance(kind, dtype, name.startsWith("d") ? "gradient" : "output");
+          const tolerance = attentionTolerance(kind, dtype, name.startsWith("d") ? "gradient" : "output");
+          return degreeAllowance(problem.degree) * tolerance;
         });
       });
     });

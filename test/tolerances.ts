@@ -24,3 +24,11 @@ export function attentionTolerance(
 
 /** Numbers that a file stores as f32. */
 export const STORED_F32 = 2e-7;
+
+/**
+ * How much more than the tolerance a degree may differ: a feature product (q·k)^p loses digits where q and k are nearly
+ * orthogonal, by (|q||k| / |q·k|)^p, and an odd degree's layer norm divides by what may be a small deviation.
+ */
+export function degreeAllowance(degree: number): number {
+  return degree === 2 ? 1 : 5;
+}

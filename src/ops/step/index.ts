@@ -1,7 +1,17 @@
 import { operation } from "../operation.js";
 import type { FoldTail, StepForward } from "./contract.js";
 import { foldTailOracle, stepOracle } from "./oracle.js";
+import { foldTailWasm, stepWasm } from "./wasm.js";
+import { foldTailWebGpu, stepWebGpu } from "./webgpu.js";
 
-export const stepForward = operation<Parameters<StepForward>, ReturnType<StepForward>>("step", { oracle: stepOracle });
+export const stepForward = operation<Parameters<StepForward>, ReturnType<StepForward>>("step", {
+  oracle: stepOracle,
+  wasm: stepWasm,
+  webgpu: stepWebGpu,
+});
 
-export const foldTail = operation<Parameters<FoldTail>, void>("fold", { oracle: foldTailOracle });
+export const foldTail = operation<Parameters<FoldTail>, void>("fold", {
+  oracle: foldTailOracle,
+  wasm: foldTailWasm,
+  webgpu: foldTailWebGpu,
+});

@@ -15,7 +15,7 @@ import {
 import { GROUP } from "./tiles.js";
 
 /** e^x in float64 to about 1e-14 relative; −∞ gives 0 and NaN stays NaN. */
-function exp64(f: FunctionBuilder, x: Expr): Expr {
+export function exp64(f: FunctionBuilder, x: Expr): Expr {
   const t = f.local("f64", f64.min(709, f64.max(-745, x)));
   const n = f.local("f64", f64.nearest(f64.mul(t, Math.LOG2E)));
   // t − n·ln 2 in two steps, the first exact.

@@ -13,15 +13,16 @@ import { GROUP } from "./tiles.js";
 /** Addresses of a feature map's tables in a device's memory. */
 interface Tables {
   runs: number;
+  runCount: number;
   starts: number;
   multiplicity: number;
   root: number;
 }
 
 const tables = new WeakMap<WasmDevice, Map<string, Tables>>();
-const NO_TABLES: Tables = { runs: 0, starts: 0, multiplicity: 0, root: 0 };
+export const NO_TABLES: Tables = { runs: 0, runCount: 0, starts: 0, multiplicity: 0, root: 0 };
 
-function tablesOf(device: WasmDevice, headDim: number, degree: number): Tables {
+export function tablesOf(device: WasmDevice, headDim: number, degree: number): Tables {
   const known = tables.get(device) ?? new Map<string, Tables>();
   tables.set(device, known);
   const key = `${headDim},${degree}`;
@@ -36,6 +37,7 @@ function tablesOf(device: WasmDevice, headDim: number, degree: number): Tables {
     };
     made = {
       runs: place(runs.words, Int32Array),
+      runCount: runs.words.length / runs.wordsPerRun,
       starts: place(runs.starts, Int32Array),
       multiplicity: place(multiplicities, Float32Array),
       root: place(multiplicities.map(Math.sqrt), Float32Array),
@@ -102,6 +104,7 @@ function sequence(device: WasmDevice, plan: SequencePlan, run: Sequence) {
   const { q, k, v, logG } = run;
   const states = run.reads !== "none" || run.writes !== "none";
   const group = q ? plan.queryHeads / plan.heads : 1;
+  const table = states ? tablesOf(device, plan.headDim, plan.degree) : NO_TABLES;
   const shared = {
     q: address(q),
     k: address(k),
@@ -122,7 +125,10 @@ function sequence(device: WasmDevice, plan: SequencePlan, run: Sequence) {
     chunk: plan.chunkSize,
     chunks: plan.chunks,
     features: states ? plan.expandedDim : 0,
-    ...(states ? tablesOf(device, plan.headDim, plan.degree) : NO_TABLES),
+    runs: table.runs,
+    starts: table.starts,
+    multiplicity: table.multiplicity,
+    root: table.root,
     inside: run.inside ? 1 : 0,
     queryUnits: run.queryUnits ? 1 : 0,
     keyUnits: run.keyUnits ? 1 : 0,

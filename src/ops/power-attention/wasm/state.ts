@@ -1,5 +1,6 @@
 import {
   type Expr,
+  type FunctionBuilder,
   type FunctionHandle,
   f32,
   f32x4,
@@ -218,9 +219,24 @@ export function writeQueryState(parts: Parts): FunctionHandle {
 
 /** value · unit^degree, one factor at a time: unit^degree alone may be beyond f32 where the product is not. */
 function inUnits(value: Expr, unit: Expr, degree: number): Expr {
+  const multiply = value.type === "v128" ? f32x4.mul : f32.mul;
   let out = value;
-  for (let k = 0; k < degree; k++) out = f32.mul(out, unit);
+  for (let k = 0; k < degree; k++) out = multiply(out, unit);
   return out;
+}
+
+/** to[valueDim] = from[valueDim] · factor · unit^degree. */
+function scaleRow(f: FunctionBuilder, dim: Parts["dim"], factor: Expr, unit: Expr, from: Expr, to: Expr): void {
+  const whole = Math.floor(dim.valueDim / 4);
+  const by = f.local("v128", f32x4.splat(factor));
+  const units = f.local("v128", f32x4.splat(unit));
+  f.for(0, whole, 1, (c) => {
+    const at = c.times(16);
+    f.store("v128", to.plus(at), inUnits(f32x4.mul(by, v128.load(from.plus(at))), units, dim.degree));
+  });
+  for (let c = 4 * whole; c < dim.valueDim; c++) {
+    f.store("f32", to, inUnits(f32.mul(factor, f32.load(from, 4 * c)), unit, dim.degree), 4 * c);
+  }
 }
 
 /**
@@ -245,7 +261,7 @@ export function writeLoadState(parts: Parts): FunctionHandle {
       const scaled = (value: Expr) => inUnits(f32.mul(factor, value), unit, dim.degree);
       f.for(0, features, 1, () => {
         factor.set(f32.div(1, f32.load(root)));
-        f.for(0, dim.valueDim, 1, (c) => f.store("f32", sOut.plus(c.times(4)), scaled(f32.load(s.plus(c.times(4))))));
+        scaleRow(f, dim, factor, unit, s, sOut);
         for (let c = dim.valueDim; c < dim.e; c++) f.store("f32", sOut, 0, 4 * c);
         f.store("v128", zOut, f32x4.replace(f32x4.const(0), 0, scaled(f32.load(z))));
         root.add(4);
@@ -278,7 +294,7 @@ export function writeStoreState(parts: Parts): FunctionHandle {
       const scaled = (value: Expr) => inUnits(f32.mul(factor, value), unit, dim.degree);
       f.for(0, features, 1, () => {
         factor.set(f32.load(root));
-        f.for(0, dim.valueDim, 1, (c) => f.store("f32", sOut.plus(c.times(4)), scaled(f32.load(s.plus(c.times(4))))));
+        scaleRow(f, dim, factor, unit, s, sOut);
         sum.set(v128.load(z));
         const lane = (k: number) => f32x4.extract(sum, k);
         f.store("f32", zOut, scaled(f32.add(f32.add(lane(0), lane(1)), f32.add(lane(2), lane(3)))));
