@@ -11,6 +11,7 @@ import type { Tensor } from "../../tensor/tensor.js";
 import { Device, type DeviceMemory, Storage } from "../device.js";
 import { describeAdapter, findAdapter, requestDevice } from "./adapter.js";
 import { explainCompilation, type KernelSource, kernelKey, originField, shaderOf } from "./kernel.js";
+import { type MatrixUnits, matrixUnits } from "./matrix-units.js";
 import { BufferPool, poolSize } from "./pool.js";
 import { Recorder } from "./recorder.js";
 
@@ -19,6 +20,8 @@ export interface WebGpuOptions {
   device?: GPUDevice;
   /** Which adapter, where there are several. Default "high-performance". */
   powerPreference?: GPUPowerPreference;
+  /** Leave matrix units alone, as on a GPU without them. Default false. */
+  portable?: boolean;
   /** Most bytes that tensors may take together. Default: what the GPU has. */
   maxMemory?: number;
   /** Name the first operation that produced a NaN at the next read or sync. Default false. */
@@ -66,6 +69,8 @@ export class WebGpuDevice extends Device {
   readonly kind = "webgpu";
   override readonly memoryLimit: number;
   readonly description: string;
+  /** The shape that tensor-core kernels are made for; undefined where kernels are the portable ones. */
+  readonly matrixUnits: MatrixUnits | undefined;
   readonly #kernels = new Map<string, Kernel>();
   readonly #constants = new Map<string, Tensor>();
   readonly #pool: BufferPool;
@@ -89,9 +94,10 @@ export class WebGpuDevice extends Device {
     super();
     this.memoryLimit = options.maxMemory ?? Number.POSITIVE_INFINITY;
     this.check = options.check ?? false;
-    const extras = ["shader-f16", "subgroups", "chromium-experimental-subgroup-matrix"].filter((f) =>
-      gpu.features.has(f),
-    );
+    this.matrixUnits = options.portable ? undefined : matrixUnits(gpu, info);
+    const units = this.matrixUnits;
+    const extras = ["shader-f16", "subgroups"].filter((feature) => gpu.features.has(feature));
+    if (units) extras.push(`matrix units ${units.M}×${units.N}×${units.K}`);
     this.description = `webgpu (${[describeAdapter(info), ...extras].join(", ")})`;
     this.#pool = new BufferPool((size, usage) => this.#createBuffer(size, usage));
     this.#recorder = new Recorder(gpu);

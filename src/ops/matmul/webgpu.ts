@@ -1,9 +1,12 @@
 import { webgpuDevice } from "../../devices/webgpu/device.js";
 import type { KernelSource } from "../../devices/webgpu/kernel.js";
 import { broadcastStrides, places } from "../../devices/webgpu/map.js";
+import { chooseTile } from "../../devices/webgpu/matrix-units.js";
 import { TILES } from "../../devices/webgpu/tiles.js";
 import { sizeOf } from "../../tensor/shape.js";
 import { empty, type Tensor } from "../../tensor/tensor.js";
+import { largest } from "../reduce/webgpu.js";
+import { matrixUnitsKernel } from "./webgpu-matrix-units.js";
 
 const body = `${TILES}
 @compute @workgroup_size(256)
@@ -51,6 +54,19 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane:
   }
 }`;
 
+/**
+ * On matrix units, where the GPU has them and the operands are halves: those lose nothing as f16, bf16 after a scaling
+ * of each tensor by a power of two. f32 operands would lose half of their digits and stay on the portable kernel.
+ */
+function onMatrixUnits(a: Tensor, rows: number, columns: number) {
+  const { matrixUnits, gpu } = webgpuDevice(a);
+  if (!matrixUnits || a.dtype === "f32" || columns % 2 === 1) return undefined;
+  const tile = chooseTile(matrixUnits, gpu.limits, rows, columns);
+  if (!tile) return undefined;
+  const scaled = a.dtype === "bf16";
+  return { tile, kernel: matrixUnitsKernel(matrixUnits, tile, scaled), scaled };
+}
+
 /** `batch` is the shape that the leading axes of both broadcast to. */
 export function matmul(a: Tensor, b: Tensor, batch: readonly number[]): Tensor {
   const [rows, inner] = a.shape.slice(-2);
@@ -61,13 +77,20 @@ export function matmul(a: Tensor, b: Tensor, batch: readonly number[]): Tensor {
   const [bInner, bColumn] = b.strides.slice(-2);
   const whole = (x: Tensor) => ({ strides: broadcastStrides(x, [...batch, ...x.shape.slice(-2)]).slice(0, -2) });
   const matrices = places(batch, { a: whole(a), b: whole(b) });
+  const fast = onMatrixUnits(a, rows, columns);
   const source: KernelSource = {
-    name: `matmul-${matrices.layout}`,
-    constants: { A_ACROSS: aRow === 1 && aInner !== 1, B_ACROSS: bColumn === 1, EVEN: columns % 2 === 0 },
+    name: `matmul-${matrices.layout}${fast ? "-matrix-units" : ""}`,
+    constants: {
+      A_ACROSS: aRow === 1 && aInner !== 1,
+      B_ACROSS: bColumn === 1,
+      EVEN: columns % 2 === 0,
+      ...fast?.kernel.constants,
+    },
     tensors: {
       a: { dtype: a.dtype, access: "read" },
       b: { dtype: b.dtype, access: "read" },
       out: { dtype: out.dtype, access: "write" },
+      ...fast?.kernel.tensors,
     },
     parameters: {
       rows: "u32",
@@ -79,14 +102,17 @@ export function matmul(a: Tensor, b: Tensor, batch: readonly number[]): Tensor {
       bColumn: "u32",
       ...matrices.fields,
     },
-    body: matrices.text + body,
+    body: (fast?.kernel.body ?? body) + matrices.text,
   };
   const device = webgpuDevice(a);
   const count = sizeOf(batch);
+  const scales: Record<string, Tensor> = fast?.scaled ? { aLargest: largest(a), bLargest: largest(b) } : {};
+  const { rows: tileRows, columns: tileColumns } = fast?.tile ?? { rows: 64, columns: 64 };
   device.dispatch(source, {
-    tensors: { a, b, out },
+    tensors: { a, b, out, ...scales },
     parameters: { rows, columns, inner, aRow, aInner, bInner, bColumn, ...matrices.parameters },
-    workgroups: [Math.ceil(columns / 64), Math.ceil(rows / 64), count],
+    workgroups: [Math.ceil(columns / tileColumns), Math.ceil(rows / tileRows), count],
   });
+  for (const scale of Object.values(scales)) scale.dispose();
   return out;
 }

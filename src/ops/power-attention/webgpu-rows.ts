@@ -93,12 +93,12 @@ export function normalise(kind: Normalize, y: Tensor, rowSum: Tensor, dtype: DTy
   return result;
 }
 
-const normaliseBackwardKernel = (dtype: DType, even: boolean, kind: number): KernelSource => ({
+const normaliseBackwardKernel = (upstream: DType, output: DType, kind: number): KernelSource => ({
   name: "normalise-backward",
-  constants: { EVEN: even, KIND: kind, SUM, LAYERNORM, EPSILON: LAYERNORM_EPSILON },
+  constants: { KIND: kind, SUM, LAYERNORM, EPSILON: LAYERNORM_EPSILON },
   tensors: {
-    upstream: tensorOf(dtype),
-    result: tensorOf(dtype),
+    upstream: tensorOf(upstream),
+    result: tensorOf(output),
     rowSum: tensorOf("f32"),
     dy: tensorOf("f32", "write"),
     dsum: tensorOf("f32", "write"),
@@ -146,7 +146,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
 }`,
 });
 
-/** d(y) and d(sum of weights), f32, from the gradient of the normalised output. */
+/** d(y) and d(sum of weights), f32, from the gradient of the normalised output; best given unrounded, in f32. */
 export function normaliseBackward(
   kind: Normalize,
   upstream: Tensor,
@@ -156,7 +156,7 @@ export function normaliseBackward(
   const { rows, width, workgroups } = rowsOf(output);
   const dy = empty(output.shape, output.device, "f32");
   const dsum = empty(output.shape.slice(0, -1), output.device, "f32");
-  webgpuDevice(output).dispatch(normaliseBackwardKernel(output.dtype, width % 2 === 0, KIND[kind]), {
+  webgpuDevice(output).dispatch(normaliseBackwardKernel(upstream.dtype, output.dtype, KIND[kind]), {
     tensors: { upstream, result: output, rowSum, dy, dsum },
     parameters: { rows, width },
     workgroups,
@@ -234,10 +234,10 @@ export function zerosLike(shape: readonly number[], like: Tensor, dtype: DType):
   return out;
 }
 
-const rowProductKernel = (dtype: DType): KernelSource => ({
+const rowProductKernel = (x: DType, y: DType): KernelSource => ({
   name: "row-products",
   constants: {},
-  tensors: { x: tensorOf(dtype), y: tensorOf(dtype), products: tensorOf("f32", "write") },
+  tensors: { x: tensorOf(x), y: tensorOf(y), products: tensorOf("f32", "write") },
   parameters: { rows: "u32", width: "u32" },
   body: `${ROWS}
 @compute @workgroup_size(256)
@@ -257,7 +257,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
 export function rowProducts(x: Tensor, y: Tensor): Tensor {
   const { rows, width, workgroups } = rowsOf(x);
   const products = empty(x.shape.slice(0, -1), x.device, "f32");
-  webgpuDevice(x).dispatch(rowProductKernel(x.dtype), {
+  webgpuDevice(x).dispatch(rowProductKernel(x.dtype, y.dtype), {
     tensors: { x, y, products },
     parameters: { rows, width },
     workgroups,

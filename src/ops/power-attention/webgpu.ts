@@ -3,6 +3,7 @@ import { noGrad } from "../../tensor/tape.js";
 import { empty, scope, type Tensor } from "../../tensor/tensor.js";
 import { pairs } from "../chunk-attention/webgpu-pairs.js";
 import { accumulateFeatures } from "../chunk-state/webgpu-accumulate.js";
+import { cast } from "../copy/webgpu.js";
 import { readState, stateGradient } from "../query-state/webgpu-query.js";
 import { scanInPlace, stateInnerProducts } from "../state-scan/webgpu.js";
 import type { PowerBackward, PowerForward, PowerInputs, PowerPlan, SequencePlan, State } from "./contract.js";
@@ -103,9 +104,11 @@ function forward(plan: PowerPlan, inputs: PowerInputs) {
     if (part.time[1] === time) finals.push(final);
     carried = final;
   }
-  const output = normalise(plan.normalize, y, sum, q.dtype);
+  // In f32 too where the output is rounded: gradients of sums of weights are differences that the rounding would drown.
+  const unrounded = normalise(plan.normalize, y, sum, "f32");
+  const output = q.dtype === "f32" ? unrounded : cast(unrounded, q.dtype);
   const finalState = plan.returnFinalState ? gather(finals, plan, q) : undefined;
-  return { output, finalState, saved: plan.normalize === "none" ? [] : [sum] };
+  return { output, finalState, saved: q.dtype === "f32" ? [sum] : [sum, unrounded] };
 }
 
 export const powerWebGpu: PowerForward = (plan, inputs) => noGrad(() => scope(() => forward(plan, inputs)));
@@ -119,7 +122,8 @@ function backward(
 ): ReturnType<PowerBackward> {
   const { q, k, v, logG, initialState } = inputs;
   const dOut = upstream.output ?? zerosLike(output.shape, q, output.dtype);
-  const { dy, dsum } = normaliseBackward(plan.normalize, dOut, output, saved[0] ?? absent(q));
+  const [rowSum, unrounded = output] = saved;
+  const { dy, dsum } = normaliseBackward(plan.normalize, dOut, unrounded, rowSum);
   const [dQ, dK, dV] = [q, k, v].map((x) => empty(x.shape, q.device, "f32"));
   const { s, z } = upstream.finalState ?? {};
   const dFinal = s || z ? { s, z } : undefined;

@@ -1,14 +1,18 @@
 import { webgpuDevice } from "../../devices/webgpu/device.js";
 import type { KernelSource } from "../../devices/webgpu/kernel.js";
 import { places } from "../../devices/webgpu/map.js";
+import type { DType } from "../../tensor/dtype.js";
 import { sizeOf } from "../../tensor/shape.js";
 import { empty, type Tensor } from "../../tensor/tensor.js";
 
 /** Elements that one invocation adds up in a row; more are split over workgroups and added in a second pass. */
 const SERIAL = 1024;
 
+/** `largest` is the maximum of magnitudes. */
+type Kind = "sum" | "max" | "largest";
+
 interface Job {
-  kind: "sum" | "max";
+  kind: Kind;
   x: Tensor;
   /** Axes of x that stay and axes that go. */
   kept: number[];
@@ -33,7 +37,7 @@ function dispatch({ kind, x, kept, gone, parts, factor, out }: Job): void {
     Object.fromEntries(Object.entries(record).map(([name, v]) => [name.replace(/^n(\d)/, "m$1"), v]));
   const source: KernelSource = {
     name: `reduce-${outputs.layout}-${terms.layout}`,
-    constants: { MAX: kind === "max", ROWS: rows },
+    constants: { MAX: kind !== "sum", MAGNITUDES: kind === "largest", ROWS: rows },
     tensors: { x: { dtype: x.dtype, access: "read" }, out: { dtype: out.dtype, access: "write" } },
     parameters: {
       count: "u32",
@@ -48,6 +52,7 @@ ${rename(terms.text)}
 var<workgroup> partial: array<f32, 256>;
 
 fn is_nan(x: f32) -> bool { return (bitcast<u32>(x) & 0x7fffffffu) > 0x7f800000u; }
+fn value_at(i: u32) -> f32 { return select(load_x(i), abs(load_x(i)), MAGNITUDES); }
 fn join(a: f32, b: f32) -> f32 {
   if (!MAX) { return a + b; }
   if (is_nan(a) || is_nan(b)) { return select(b, a, is_nan(a)); }
@@ -68,8 +73,8 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
     let origin = place_kept(item);
     let begin = select(first, first + lane, ROWS);
     let stride = select(1u, 256u, ROWS);
-    if (MAX) { total = load_x(origin + place_gone(select(begin, first, begin >= end))); }
-    for (var i = begin; i < end; i += stride) { total = join(total, load_x(origin + place_gone(i))); }
+    if (MAX) { total = value_at(origin + place_gone(select(begin, first, begin >= end))); }
+    for (var i = begin; i < end; i += stride) { total = join(total, value_at(origin + place_gone(i))); }
   }
   if (ROWS) {
     partial[lane] = total;
@@ -101,8 +106,17 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
 
 /** Sum (times `factor`) or maximum over `axes`, which keep extent 1. */
 export function reduce(kind: "sum" | "max", x: Tensor, axes: readonly number[], factor = 1): Tensor {
+  return reduceInto(kind, x, axes, factor, x.dtype);
+}
+
+/** The largest magnitude of a tensor, f32. */
+export function largest(x: Tensor): Tensor {
+  return reduceInto("largest", x, [...x.shape.keys()], 1, "f32");
+}
+
+function reduceInto(kind: Kind, x: Tensor, axes: readonly number[], factor: number, dtype: DType): Tensor {
   const shape = x.shape.map((n, k) => (axes.includes(k) ? 1 : n));
-  const out = empty(shape, x.device, x.dtype);
+  const out = empty(shape, x.device, dtype);
   const kept = shape.map((_, k) => k).filter((k) => !axes.includes(k));
   const gone = [...axes].sort((a, b) => a - b);
   const terms = sizeOf(gone.map((k) => x.shape[k]));
