@@ -83,6 +83,8 @@ export function chooseTile(
       tile.columns % (tile.across * units.N) === 0 &&
       tile.steps % units.K === 0,
   );
+  // Subgroups of fewer than 16 are a processor that plays a GPU: it compiles large tiles for minutes.
+  if (units.subgroupSize < 16) return fits[fits.length - 1];
   // A tile much larger than the result would multiply zeros.
   return fits.find((tile) => tile.rows < 2 * rows && tile.columns < 2 * columns) ?? fits[fits.length - 1];
 }
