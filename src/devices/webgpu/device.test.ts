@@ -93,7 +93,9 @@ describeOnGpu("the webgpu device", () => {
     const { used, reserved } = device.memory();
     for (let k = 0; k < 10_000; k++) step();
     await device.sync();
-    expect(device.memory()).toMatchObject({ used, reserved });
+    // Tensors of earlier tests may be collected meanwhile.
+    expect(device.memory().used).toBeLessThanOrEqual(used);
+    expect(device.memory().reserved).toBe(reserved);
   });
 
   test("shows the lines of a shader that does not compile, at the next read, and works on", async () => {

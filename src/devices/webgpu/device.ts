@@ -67,7 +67,9 @@ export interface Dispatch {
 /** A GPU through WebGPU: kernels are WGSL made from plans, work is recorded and submitted in batches. */
 export class WebGpuDevice extends Device {
   readonly kind = "webgpu";
+  /** What WebGPU tells of its memory is the largest buffer: no tensor, and so no state, can be larger. */
   override readonly memoryLimit: number;
+  readonly #poolLimit: number;
   readonly description: string;
   /** The shape that tensor-core kernels are made for; undefined where kernels are the portable ones. */
   readonly matrixUnits: MatrixUnits | undefined;
@@ -92,7 +94,8 @@ export class WebGpuDevice extends Device {
     options: WebGpuOptions,
   ) {
     super();
-    this.memoryLimit = options.maxMemory ?? Number.POSITIVE_INFINITY;
+    this.#poolLimit = options.maxMemory ?? Number.POSITIVE_INFINITY;
+    this.memoryLimit = Math.min(this.#poolLimit, gpu.limits.maxBufferSize);
     this.check = options.check ?? false;
     this.matrixUnits = options.portable ? undefined : matrixUnits(gpu, info);
     const units = this.matrixUnits;
@@ -189,13 +192,13 @@ export class WebGpuDevice extends Device {
   allocate(dtype: DType, length: number): Storage {
     this.#throwIfLost();
     const size = poolSize(length * DTYPE_BYTES[dtype]);
-    if (this.#pool.reserved + this.#pool.wants(size) > this.memoryLimit) {
+    if (this.#pool.reserved + this.#pool.wants(size) > this.#poolLimit) {
       this.#recorder.submit();
       this.#pool.trim();
-      if (this.#pool.reserved + size > this.memoryLimit) {
+      if (this.#pool.reserved + size > this.#poolLimit) {
         throw new RangeError(
           `webgpu: a tensor of ${length} ${dtype} values needs ${mib(size)}; ${mib(this.#pool.used)} of at most ` +
-            `${mib(this.memoryLimit)} are in use. Free tensors with scope() or dispose(), make the batch or sequence ` +
+            `${mib(this.#poolLimit)} are in use. Free tensors with scope() or dispose(), make the batch or sequence ` +
             "smaller, or raise maxMemory",
         );
       }
