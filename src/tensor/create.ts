@@ -82,7 +82,8 @@ function generatorOf(seed: number | Generator | undefined): Generator {
 /** Standard normal values, the same on every device for the same seed. */
 export function randn(shape: Shape, options: RandomOptions): Tensor {
   const generator = generatorOf(options?.seed);
-  return generated("randn", shape, options, () => generator.normal());
+  const { device, dtype, requiresGrad } = check("randn", shape, options);
+  return fromValues(device, generator.fillNormal(new Float32Array(sizeOf(shape))), shape, dtype, requiresGrad);
 }
 
 /** Values uniform in [low, high). */

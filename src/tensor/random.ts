@@ -3,42 +3,45 @@
  * 32-bit words, so a run can be saved and continued.
  */
 export class Generator {
-  #s: Uint32Array;
+  // Plain 32-bit integers: several times faster than a typed array.
+  #a = 0;
+  #b = 0;
+  #c = 0;
+  #d = 0;
 
   constructor(seed = 0) {
     let x = seed >>> 0;
-    this.#s = Uint32Array.from({ length: 4 }, () => {
+    this.state = Array.from({ length: 4 }, () => {
       x = (x + 0x9e3779b9) >>> 0;
       let z = x;
       z = Math.imul(z ^ (z >>> 16), 0x21f0aaad);
       z = Math.imul(z ^ (z >>> 15), 0x735a2d97);
-      return z ^ (z >>> 15);
+      return (z ^ (z >>> 15)) >>> 0;
     });
   }
 
   get state(): number[] {
-    return [...this.#s];
+    return [this.#a, this.#b, this.#c, this.#d].map((word) => word >>> 0);
   }
 
   set state(words: readonly number[]) {
     if (words.length !== 4 || words.every((w) => w === 0)) {
       throw new RangeError("Generator.state: four 32-bit words, not all zero, are needed");
     }
-    this.#s = Uint32Array.from(words);
+    [this.#a, this.#b, this.#c, this.#d] = words.map((word) => word | 0);
   }
 
   /** 32 random bits. */
   bits(): number {
-    const s = this.#s;
-    const product = Math.imul(s[1], 5);
+    const product = Math.imul(this.#b, 5);
     const result = Math.imul((product << 7) | (product >>> 25), 9) >>> 0;
-    const t = s[1] << 9;
-    s[2] ^= s[0];
-    s[3] ^= s[1];
-    s[1] ^= s[2];
-    s[0] ^= s[3];
-    s[2] ^= t;
-    s[3] = (s[3] << 11) | (s[3] >>> 21);
+    const t = this.#b << 9;
+    this.#c ^= this.#a;
+    this.#d ^= this.#b;
+    this.#b ^= this.#c;
+    this.#a ^= this.#d;
+    this.#c ^= t;
+    this.#d = (this.#d << 11) | (this.#d >>> 21);
     return result;
   }
 
@@ -56,6 +59,17 @@ export class Generator {
   normal(): number {
     const radius = Math.sqrt(-2 * Math.log(1 - this.uniform()));
     return radius * Math.cos(2 * Math.PI * this.uniform());
+  }
+
+  /** Fills `out` with standard normal values, two from each pair of uniform ones: other values than `normal` gives. */
+  fillNormal(out: Float32Array): Float32Array {
+    for (let k = 0; k < out.length; k += 2) {
+      const radius = Math.sqrt(-2 * Math.log(1 - this.uniform()));
+      const angle = (2 * Math.PI * this.bits()) / 4294967296;
+      out[k] = radius * Math.cos(angle);
+      if (k + 1 < out.length) out[k + 1] = radius * Math.sin(angle);
+    }
+    return out;
   }
 }
 

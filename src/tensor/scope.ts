@@ -1,5 +1,8 @@
 import type { Tensor } from "./tensor.js";
 
+// `using`, as it is compiled, looks the symbol up; engines from before explicit resource management lack it.
+if (!Symbol.dispose) Object.defineProperty(Symbol, "dispose", { value: Symbol("Symbol.dispose") });
+
 /**
  * Frees tensors in groups: those made while a scope is the innermost open one are disposed when it ends.
  *

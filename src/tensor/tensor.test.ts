@@ -181,6 +181,14 @@ test("tensors move between devices", async () => {
   const there = await x.transpose().copyTo(oracle);
   expect(there.requiresGrad).toBe(false);
   expect((await x.copyTo(oracle)).requiresGrad).toBe(true);
+  const moved: Promise<Tensor> = x.to(oracle);
+  expect((await moved).toString()).toBe("Tensor([3, 4], bf16, oracle)");
+  expect(await list(await moved)).toEqual(await list(x));
+  const converted: Tensor = x.to("f32");
+  expect(converted.dtype).toBe("f32");
+  expect(x.to("bf16")).toBe(x);
+  expect(() => x.to("f64" as "f32")).toThrow("to: the target must be one of f32, f16, bf16, i32 or a device, got f64");
+  await expect(x.copyTo("oracle" as never)).rejects.toThrow("copyTo: device must be a Device, got oracle");
   const back = await there.copyTo(wasm);
   expect(back.dtype).toBe("bf16");
   expect(await list(back.transpose())).toEqual(await list(x));

@@ -1,4 +1,4 @@
-import type { Device, Storage } from "../devices/device.js";
+import { Device, type Storage } from "../devices/device.js";
 import * as ops from "../ops/index.js";
 import { DTYPE_BYTES, type DType, type TypedArray } from "./dtype.js";
 import { Scope, tensorsIn } from "./scope.js";
@@ -277,13 +277,32 @@ export class Tensor {
     return this.isContiguous ? this : ops.contiguous(this);
   }
 
-  /** The values in another dtype (differentiable) or on another device (asynchronous, detached: see `copyTo`). */
-  to(dtype: DType): Tensor {
-    return dtype === this.dtype ? this : ops.cast(this, dtype);
+  /**
+   * The values in another dtype, rounded, differentiable: `x.to("bf16")`. A tensor of that dtype already is returned
+   * as it is. Or on another device: `await x.to(device)`, a new leaf as `copyTo` makes it.
+   * @throws TypeError where the target is neither a dtype nor a device
+   */
+  to(dtype: DType): Tensor;
+  to(device: Device): Promise<Tensor>;
+  to(target: DType | Device): Tensor | Promise<Tensor> {
+    if (target instanceof Device) return this.copyTo(target);
+    if (!(target in DTYPE_BYTES)) {
+      throw new TypeError(
+        `to: the target must be one of ${Object.keys(DTYPE_BYTES).join(", ")} or a device, got ${String(target)}; ` +
+          'pass for example "f32"',
+      );
+    }
+    return target === this.dtype ? this : ops.cast(this, target);
   }
 
-  /** A detached copy on another device, keeping dtype and `requiresGrad`. */
+  /**
+   * A copy on another device, with the same dtype. Values pass through the host, so it is asynchronous and outside of
+   * the graph; a leaf that requires a gradient is copied to one that does.
+   */
   async copyTo(device: Device): Promise<Tensor> {
+    if (!(device instanceof Device)) {
+      throw new TypeError(`copyTo: device must be a Device, got ${String(device)}; pass await getDevice()`);
+    }
     const values = await this.data();
     return fromValues(device, values, this.shape, this.dtype, this.requiresGrad && !this.#node);
   }

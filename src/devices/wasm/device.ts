@@ -12,6 +12,7 @@ import { Device, type DeviceMemory, Storage } from "../device.js";
 import { ModuleBuilder } from "./emitter.js";
 import { Heap } from "./heap.js";
 import type { Arguments, ArgumentValues } from "./kernel.js";
+import { nodeModule } from "./node.js";
 import { ThreadPool } from "./threads.js";
 import { CONTROL } from "./worker-source.js";
 
@@ -66,16 +67,13 @@ function hasRelaxedSimd(): boolean {
   return relaxedSimd;
 }
 
+/** In pages, only cross-origin isolated ones share memory with their workers; Node always does. */
 function canShareMemory(): boolean {
-  if (typeof SharedArrayBuffer === "undefined") return false;
-  return typeof window === "undefined" || globalThis.crossOriginIsolated === true;
+  return typeof SharedArrayBuffer !== "undefined" && globalThis.crossOriginIsolated !== false;
 }
 
-async function defaultThreads(): Promise<number> {
-  const cores =
-    typeof process !== "undefined" && process.versions?.node
-      ? (await import("node:os")).availableParallelism()
-      : (globalThis.navigator?.hardwareConcurrency ?? 1);
+function defaultThreads(): number {
+  const cores = nodeModule("node:os")?.availableParallelism() ?? globalThis.navigator?.hardwareConcurrency ?? 1;
   const wanted = typeof process !== "undefined" ? process.env?.POWER_ATTENTION_THREADS : undefined;
   if (wanted !== undefined && wanted !== "") {
     const threads = Number(wanted);
@@ -109,7 +107,7 @@ export class WasmDevice extends Device {
   }
 
   static async create(options: WasmOptions = {}): Promise<WasmDevice> {
-    const threads = options.threads ?? (await defaultThreads());
+    const threads = options.threads ?? defaultThreads();
     if (!Number.isInteger(threads) || threads < 1) {
       throw new RangeError(`getDevice: threads must be a positive integer, got ${threads}`);
     }

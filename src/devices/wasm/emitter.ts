@@ -353,6 +353,12 @@ export const f64x2 = {
   fromI32Low: v1(0xfe),
 };
 
+/** The sum of the four lanes; `v` is read four times, so let it be a local. */
+export function sumLanes(v: Local): Expr {
+  const lane = (k: number) => f32x4.extract(v, k);
+  return f32.add(f32.add(lane(0), lane(1)), f32.add(lane(2), lane(3)));
+}
+
 /** `condition ? a : b`; both are evaluated. */
 export function select(a: Int, b: Int, condition: Expr): Expr {
   const type = a instanceof Expr ? a.type : b instanceof Expr ? b.type : "i32";

@@ -1,3 +1,4 @@
+import { nodeModule } from "./node.js";
 import { CONTROL, WORKER_SOURCE } from "./worker-source.js";
 
 interface Thread {
@@ -6,10 +7,9 @@ interface Thread {
 
 /** Starts a worker thread from the source text, in Node or in a page, and waits until it is ready. */
 async function startThread(memory: WebAssembly.Memory): Promise<Thread> {
-  const node = typeof process !== "undefined" && process.versions?.node !== undefined;
+  const node = nodeModule("node:worker_threads");
   if (node) {
-    const { Worker } = await import("node:worker_threads");
-    const worker = new Worker(WORKER_SOURCE, { eval: true, workerData: memory, name: "power-attention" });
+    const worker = new node.Worker(WORKER_SOURCE, { eval: true, workerData: memory, name: "power-attention" });
     await new Promise<void>((resolve, reject) => {
       worker.once("message", () => resolve());
       worker.once("error", reject);
@@ -22,7 +22,13 @@ async function startThread(memory: WebAssembly.Memory): Promise<Thread> {
     const worker = new Worker(url, { name: "power-attention" });
     await new Promise<void>((resolve, reject) => {
       worker.onmessage = () => resolve();
-      worker.onerror = (event) => reject(new Error(`getDevice: a worker thread failed to start: ${event.message}`));
+      worker.onerror = (event) =>
+        reject(
+          new Error(
+            `getDevice: worker threads must be able to start from a blob: URL, got ${event.message ?? "a refusal"}; ` +
+              "allow worker-src blob: in the page's policy, or pass { threads: 1 }",
+          ),
+        );
       worker.postMessage(memory);
     });
     return { end: () => worker.terminate() };

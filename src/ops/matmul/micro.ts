@@ -1,4 +1,5 @@
-import { type FunctionHandle, i32, type ModuleBuilder, v128 } from "../../devices/wasm/emitter.js";
+import { type FunctionHandle, type ModuleBuilder, v128 } from "../../devices/wasm/emitter.js";
+import { multiply4x8 } from "../../devices/wasm/tile.js";
 
 /** Rows and columns of a register tile: 8 accumulators, 4 factors and 2 vectors fit 16 registers. */
 export const TILE_ROWS = 4;
@@ -18,32 +19,21 @@ export function microFunction(m: ModuleBuilder): FunctionHandle {
     ["more", "i32"],
   ] as const;
   return m.function("micro", params, (f, depth, a, b, c, rowStep, more) => {
-    const rows = Array.from({ length: TILE_ROWS }, () => f.locals("v128", TILE_COLUMNS / 4));
-    const columns = f.locals("v128", TILE_COLUMNS / 4);
-    const factor = f.local("v128");
+    const sums = f.locals("v128", 2 * TILE_ROWS);
     const at = f.local("i32");
     f.if(more, () => {
       at.set(c);
-      for (const row of rows) {
-        for (const [k, sum] of row.entries()) sum.set(v128.load(at, 16 * k));
+      for (let i = 0; i < TILE_ROWS; i++) {
+        sums[2 * i].set(v128.load(at));
+        sums[2 * i + 1].set(v128.load(at, 16));
         at.add(rowStep);
       }
     });
-    f.if(depth, () =>
-      f.doWhile(() => {
-        for (const [k, column] of columns.entries()) column.set(v128.load(b, 16 * k));
-        for (const [i, row] of rows.entries()) {
-          factor.set(v128.load32Splat(a, 4 * i));
-          for (const [k, sum] of row.entries()) sum.set(m.madd(factor, columns[k], sum));
-        }
-        a.add(4 * TILE_ROWS);
-        b.add(4 * TILE_COLUMNS);
-        depth.set(i32.sub(depth, 1));
-      }, depth),
-    );
+    multiply4x8(f, sums, a, [0, 4, 8, 12], 4 * TILE_ROWS, b, 4 * TILE_COLUMNS, depth);
     at.set(c);
-    for (const row of rows) {
-      for (const [k, sum] of row.entries()) f.store("v128", at, sum, 16 * k);
+    for (let i = 0; i < TILE_ROWS; i++) {
+      f.store("v128", at, sums[2 * i]);
+      f.store("v128", at, sums[2 * i + 1], 16);
       at.add(rowStep);
     }
   });

@@ -11,6 +11,7 @@ import {
   type Local,
   type ModuleBuilder,
   select,
+  sumLanes,
   v128,
 } from "../../devices/wasm/emitter.js";
 import { Arguments, KERNEL_PARAMS } from "../../devices/wasm/kernel.js";
@@ -64,12 +65,6 @@ const ARGUMENTS = new Arguments({
 
 type Args = { [K in keyof typeof ARGUMENTS.fields]: Expr };
 
-/** Sum of the four lanes. */
-function across(v: Expr): Expr {
-  const lane = (k: number) => f32x4.extract(v, k);
-  return f32.add(f32.add(lane(0), lane(1)), f32.add(lane(2), lane(3)));
-}
-
 /** Copies one row of `width` elements as f32. */
 function copyRow(f: FunctionBuilder, dtype: DType, width: number, from: Expr, to: Expr): void {
   const bytes = DTYPE_BYTES[dtype];
@@ -96,7 +91,7 @@ function writeDot(m: ModuleBuilder, width: number): FunctionHandle {
         x.add(16);
         y.add(16);
       });
-      total.set(across(sum));
+      total.set(sumLanes(sum));
       for (let c = 0; c < width % 4; c++) total.set(f32.add(total, f32.mul(f32.load(x, 4 * c), f32.load(y, 4 * c))));
       f.return(total);
     },
@@ -235,7 +230,7 @@ function writeDotZ(m: ModuleBuilder): FunctionHandle {
         phi.add(16);
         z.add(16);
       });
-      total.set(across(sum));
+      total.set(sumLanes(sum));
       f.for(0, i32.and(features, 3), 1, () => {
         total.set(f32.add(total, f32.mul(f32.load(phi), f32.load(z))));
         phi.add(4);

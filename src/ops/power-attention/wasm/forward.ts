@@ -6,6 +6,7 @@ import {
   i32,
   type Local,
   select,
+  sumLanes,
   v128,
 } from "../../../devices/wasm/emitter.js";
 import { Arguments, KERNEL_PARAMS } from "../../../devices/wasm/kernel.js";
@@ -297,8 +298,6 @@ function writeFinish(parts: Parts): FunctionHandle {
 /** Normalises one row of y in place; returns its standard deviation. */
 function writeLayerNormRow(parts: Parts): FunctionHandle {
   const { m, dim } = parts;
-  const sumOf = (v: Local) =>
-    f32.add(f32.add(f32x4.extract(v, 0), f32x4.extract(v, 1)), f32.add(f32x4.extract(v, 2), f32x4.extract(v, 3)));
   const tail = dim.valueDim % 4;
   const vectors = Math.ceil(dim.valueDim / 4);
   return m.function(
@@ -310,7 +309,7 @@ function writeLayerNormRow(parts: Parts): FunctionHandle {
       const [centred, by] = f.locals("v128", 2);
       const keep = f32x4.const(1, tail === 1 ? 0 : 1, tail === 0 || tail > 2 ? 1 : 0, tail === 0 ? 1 : 0);
       f.for(0, vectors, 1, (k) => total.set(f32x4.add(total, v128.load(y.plus(k.times(16))))));
-      mean.set(f32.mul(sumOf(total), 1 / dim.valueDim));
+      mean.set(f32.mul(sumLanes(total), 1 / dim.valueDim));
       total.set(f32x4.const(0));
       f.for(0, vectors, 1, (k) => {
         centred.set(f32x4.sub(v128.load(y.plus(k.times(16))), f32x4.splat(mean)));
@@ -318,7 +317,7 @@ function writeLayerNormRow(parts: Parts): FunctionHandle {
         f.store("v128", y.plus(k.times(16)), centred);
         total.set(m.madd(centred, centred, total));
       });
-      deviation.set(f32.sqrt(f32.mul(sumOf(total), 1 / dim.valueDim)));
+      deviation.set(f32.sqrt(f32.mul(sumLanes(total), 1 / dim.valueDim)));
       by.set(f32x4.splat(f32.div(1, f32.add(deviation, LAYERNORM_EPSILON))));
       f.for(0, vectors, 1, (k) => f.store("v128", y.plus(k.times(16)), f32x4.mul(by, v128.load(y.plus(k.times(16))))));
       f.return(deviation);

@@ -6,8 +6,8 @@ import {
   f32x4,
   f64,
   i32,
-  type Local,
   select,
+  sumLanes,
   v128,
 } from "../../../devices/wasm/emitter.js";
 import { SUB_BLOCK } from "./expand.js";
@@ -120,12 +120,7 @@ export function writePackState(parts: Parts): FunctionHandle {
       f.for(0, features, 1, () => {
         times.set(v128.load32Splat(multiplicity));
         sum.set(v128.load(z));
-        const lane = (k: number) => f32x4.extract(sum, k);
-        f.store(
-          "f32",
-          zOut,
-          f32.mul(f32x4.extract(times, 0), f32.add(f32.add(lane(0), lane(1)), f32.add(lane(2), lane(3)))),
-        );
+        f.store("f32", zOut, f32.mul(f32x4.extract(times, 0), sumLanes(sum)));
         panel.set(panels);
         from.set(s);
         f.for(0, dim.e / PANEL, 1, () => {
@@ -296,8 +291,7 @@ export function writeStoreState(parts: Parts): FunctionHandle {
         factor.set(f32.load(root));
         scaleRow(f, dim, factor, unit, s, sOut);
         sum.set(v128.load(z));
-        const lane = (k: number) => f32x4.extract(sum, k);
-        f.store("f32", zOut, scaled(f32.add(f32.add(lane(0), lane(1)), f32.add(lane(2), lane(3)))));
+        f.store("f32", zOut, scaled(sumLanes(sum)));
         root.add(4);
         s.add(4 * dim.e);
         z.add(16);
@@ -417,8 +411,6 @@ export function writeDotStates(parts: Parts): FunctionHandle {
       const row = f.local("v128");
       const [x, y] = f.locals("v128", 2);
       const add = (v: Expr) => f32x4.add(row, v);
-      const sum = (v: Local) =>
-        f32.add(f32.add(f32x4.extract(v, 0), f32x4.extract(v, 1)), f32.add(f32x4.extract(v, 2), f32x4.extract(v, 3)));
       f.for(0, features, 1, () => {
         row.set(f32x4.const(0));
         f.for(0, dim.e / 4, 1, () => {
@@ -428,7 +420,7 @@ export function writeDotStates(parts: Parts): FunctionHandle {
         });
         x.set(v128.load(z));
         y.set(v128.load(dz));
-        const all = f32.add(sum(row), f32.mul(sum(x), sum(y)));
+        const all = f32.add(sumLanes(row), f32.mul(sumLanes(x), sumLanes(y)));
         total.set(f64.add(total, f64.fromF32(f32.mul(f32.load(multiplicity), all))));
         z.add(16);
         dz.add(16);

@@ -4,10 +4,14 @@ import {
   type FunctionHandle,
   f32x4,
   i32,
-  type Local,
   type ModuleBuilder,
   v128,
 } from "../../../devices/wasm/emitter.js";
+import { multiply4x8 } from "../../../devices/wasm/tile.js";
+
+/*
+ * Sums start from zero in the tile and join what is in memory at its end, so that long sums are added up in two levels.
+ */
 
 /** Tokens in a group: one cache line of float32. Transposed tiles are [rows][GROUP]. */
 export const GROUP = 16;
@@ -19,39 +23,6 @@ const PANEL_BYTES = 4 * PANEL;
 
 export function roundUp(n: number, step: number): number {
   return Math.ceil(n / step) * step;
-}
-
-/**
- * The register tile of everything here: acc[4][8] += Σ_n a[n][4] ⊗ b[n][8]. Sums start from zero and join what is in
- * memory at the end, so that long sums are added up in two levels.
- * `a` is read by broadcast at four constant offsets and both pointers advance by constant steps; they are consumed.
- */
-function multiply4x8(
-  f: FunctionBuilder,
-  acc: Local[],
-  a: Local,
-  aOffsets: readonly number[],
-  aStep: number,
-  b: Local,
-  bStep: number,
-  n: Local,
-): void {
-  const m = f.module;
-  const b0 = f.local("v128");
-  const b1 = f.local("v128");
-  const x = f.local("v128");
-  f.doWhile(() => {
-    b0.set(v128.load(b));
-    b1.set(v128.load(b, 16));
-    for (let r = 0; r < 4; r++) {
-      x.set(v128.load32Splat(a, aOffsets[r]));
-      acc[2 * r].set(m.madd(x, b0, acc[2 * r]));
-      acc[2 * r + 1].set(m.madd(x, b1, acc[2 * r + 1]));
-    }
-    a.add(aStep);
-    b.add(bStep);
-    n.set(n.minus(1));
-  }, n);
 }
 
 const COLUMNS = [0, 4, 8, 12];
