@@ -24,6 +24,9 @@ export function attentionTolerance(
   return kind === "webgpu" && dtype === "f32" ? 2 * TOLERANCE[what].f32 : TOLERANCE[what][dtype];
 }
 
+/** Half inputs on matrix units: features and values are rounded to f16 on the way, sums are f32. */
+export const IN_F16 = { output: 8e-3, gradient: 3e-2 };
+
 /** Numbers that a file stores as f32. */
 export const STORED_F32 = 2e-7;
 

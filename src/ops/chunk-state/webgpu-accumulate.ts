@@ -1,7 +1,9 @@
 import { webgpuDevice } from "../../devices/webgpu/device.js";
 import type { KernelSource } from "../../devices/webgpu/kernel.js";
-import { GATES, TILES } from "../../devices/webgpu/tiles.js";
-import type { Tensor } from "../../tensor/tensor.js";
+import { RANGES, tileBody } from "../../devices/webgpu/matrix-tiles.js";
+import { GATES } from "../../devices/webgpu/tiles.js";
+import type { DType } from "../../tensor/dtype.js";
+import { empty, type Tensor } from "../../tensor/tensor.js";
 import { MONOMIALS, monomialTable } from "../feature-map/webgpu-monomials.js";
 import type { SequencePlan } from "../power-attention/contract.js";
 import { absent } from "../power-attention/webgpu-gates.js";
@@ -13,8 +15,17 @@ import { absent } from "../power-attention/webgpu-gates.js";
  *     x          y     weight of token t           z
  *     keys       v     exp(G_end − G_t)            Σ weight φ          the chunk's state
  *     queries    dy    scale^p · exp(G_t)          Σ weight φ dsum_t   what the entering state receives
+ *
+ * On matrix units x and y of each chunk are scaled by powers of two, and what is made of them back, in f32.
  */
-const body = `${TILES}${GATES}${MONOMIALS}
+const body = `${GATES}${MONOMIALS}${RANGES}
+// φ(scale · x) is scale^p φ(x). One factor at a time: their product may leave the range of f32 where the result does not.
+fn restore(value: f32, scale: f32) -> f32 {
+  var restored = value;
+  for (var k = 0u; k < DEGREE; k++) { restored /= scale; }
+  return restored;
+}
+
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
         @builtin(local_invocation_index) lane: u32) {
@@ -37,7 +48,13 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   // Lane (r, c) fills features 4r … of token c on the left, and columns 4r … of token c on the right.
   var own: array<Monomial, 4>;
   for (var j = 0u; j < 4u; j++) { own[j] = monomial(feature0 + 4u * r + j); }
-  var acc = array<vec4f, 4>();
+  var xScale = 1.0;
+  var yScale = 1.0;
+  if (SCALED) {
+    xScale = power_of_two_for(load_largest(2u * state));
+    yScale = power_of_two_for(load_largest(2u * state + 1u));
+  }
+  var sums: Sums;
   var z = vec4f(0);
   let members = select(1u, P.group, FROM_QUERIES);
   for (var member = 0u; member < members; member++) {
@@ -47,7 +64,8 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
       var phi = vec4f(0);
       var y = vec4f(0);
       if (t < end) {
-        var weight = P.factor;
+        // scale^p waits for the end, where f16 has no part in it.
+        var weight = 1.0;
         if (GATED) {
           if (FROM_QUERIES) { weight *= decay(gate_sum_at(gate0 + t), vec2f(0)); }
           else { weight *= decay(atEnd, gate_sum_at(gate0 + t)); }
@@ -55,34 +73,98 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
         let at = b * P.xB + t * P.xT + xHead * P.xH;
         for (var j = 0u; j < 4u; j++) {
           var value = weight * own[j].root;
-          for (var k = 0u; k < DEGREE; k++) { value *= load_x(at + factor(own[j], k)); }
+          for (var k = 0u; k < DEGREE; k++) { value *= xScale * load_x(at + factor(own[j], k)); }
           phi[j] = value;
           let i = column0 + 4u * r + j;
-          if (i < P.valueDim) { y[j] = load_y(b * P.yB + t * P.yT + xHead * P.yH + i); }
+          if (i < P.valueDim) { y[j] = yScale * load_y(b * P.yB + t * P.yT + xHead * P.yH + i); }
         }
         if (FROM_QUERIES) { z += phi * load_dsum((b * P.time + t) * P.heads * P.group + xHead); }
         else { z += phi; }
       }
       workgroupBarrier();
-      left[slot(c, r)] = phi;
-      right[slot(c, r)] = y;
+      put_left(c, r, phi);
+      put_right(c, r, y);
       workgroupBarrier();
-      multiply(&acc, r, c);
+      multiply_tiles(&sums, lane);
     }
   }
 
   let total = sum_lanes(z, c, r);
+  let acc = own_sums(&sums, lane);
   for (var i = 0u; i < 4u; i++) {
     let feature = feature0 + 4u * r + i;
     if (feature >= P.features) { break; }
     let at = state * P.features + feature;
-    if (column0 == 0u && c == 0u) { store_z(at, total[i]); }
+    if (column0 == 0u && c == 0u) { store_z(at, P.factor * restore(total[i], xScale)); }
     for (var j = 0u; j < 4u; j++) {
       let column = column0 + 4u * c + j;
-      if (column < P.valueDim) { store_s(at * P.valueDim + column, acc[j][i]); }
+      if (column < P.valueDim) { store_s(at * P.valueDim + column, P.factor * restore(acc[j][i] / yScale, xScale)); }
     }
   }
 }`;
+
+const PARAMETERS = {
+  time: "u32",
+  heads: "u32",
+  chunkSize: "u32",
+  chunks: "u32",
+  states: "u32",
+  valueDim: "u32",
+  xB: "u32",
+  xT: "u32",
+  xH: "u32",
+  yB: "u32",
+  yT: "u32",
+  yH: "u32",
+} as const;
+
+/** [B, N, H, 2]: the largest magnitudes of x and y over the tokens, and query heads, that meet in a state. */
+const largestKernel = (x: DType, y: DType): KernelSource => ({
+  name: "chunk-largest",
+  constants: {},
+  tensors: {
+    x: { dtype: x, access: "read" },
+    y: { dtype: y, access: "read" },
+    largest: { dtype: "f32", access: "write" },
+  },
+  parameters: {
+    ...PARAMETERS,
+    headDim: "u32",
+    members: "u32",
+  },
+  body: `
+var<workgroup> found: array<atomic<u32>, 2>;
+
+// Bits of magnitudes compare as the magnitudes do.
+fn bits(value: f32) -> u32 { return bitcast<u32>(value) & 0x7fffffffu; }
+
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
+        @builtin(local_invocation_index) lane: u32) {
+  let state = id.x + id.y * groups.x;
+  if (state >= P.states) { return; }
+  let head = state % P.heads;
+  let chunk = (state / P.heads) % P.chunks;
+  let b = state / (P.heads * P.chunks);
+  let start = chunk * P.chunkSize;
+  let end = min(start + P.chunkSize, P.time);
+  var xMost = 0u;
+  var yMost = 0u;
+  for (var member = 0u; member < P.members; member++) {
+    let xHead = head * P.members + member;
+    for (var n = lane; n < (end - start) * P.headDim; n += 256u) {
+      xMost = max(xMost, bits(load_x(b * P.xB + (start + n / P.headDim) * P.xT + xHead * P.xH + n % P.headDim)));
+    }
+    for (var n = lane; n < (end - start) * P.valueDim; n += 256u) {
+      yMost = max(yMost, bits(load_y(b * P.yB + (start + n / P.valueDim) * P.yT + xHead * P.yH + n % P.valueDim)));
+    }
+  }
+  atomicMax(&found[0], xMost);
+  atomicMax(&found[1], yMost);
+  workgroupBarrier();
+  if (lane < 2u) { store_largest(2u * state + lane, bitcast<f32>(atomicLoad(&found[lane]))); }
+}`,
+});
 
 /** Writes s [B, N, H, D, e] and z [B, N, H, D]; `dsum` [B, T, Hq] f32 comes with queries, whose y is f32 too. */
 export function accumulateFeatures(
@@ -96,12 +178,17 @@ export function accumulateFeatures(
   const x = fromQueries ? from.queries : from.keys;
   const { y } = from;
   const device = webgpuDevice(x);
+  // f32 inputs keep their digits on the portable tiles.
+  const tiles = tileBody(x.dtype === "f32" ? undefined : device.matrixUnits, device.gpu.limits);
+  const scaled = tiles.directives !== "";
   const source: KernelSource = {
-    name: "accumulate-features",
+    name: `accumulate-features${scaled ? "-matrix-units" : ""}`,
     constants: {
       DEGREE: degree,
       GATED: plan.gated,
       FROM_QUERIES: fromQueries,
+      SCALED: scaled,
+      ...tiles.constants,
     },
     tensors: {
       x: { dtype: x.dtype, access: "read" },
@@ -109,32 +196,27 @@ export function accumulateFeatures(
       dsum: { dtype: "f32", access: "read" },
       gates: { dtype: "f32", access: "read" },
       monomials: { dtype: "i32", access: "read" },
+      largest: { dtype: "f32", access: "read" },
       s: { dtype: "f32", access: "write" },
       z: { dtype: "f32", access: "write" },
     },
-    parameters: {
-      time: "u32",
-      heads: "u32",
-      chunkSize: "u32",
-      chunks: "u32",
-      states: "u32",
-      group: "u32",
-      valueDim: "u32",
-      features: "u32",
-      factor: "f32",
-      xB: "u32",
-      xT: "u32",
-      xH: "u32",
-      yB: "u32",
-      yT: "u32",
-      yH: "u32",
-    },
-    body,
+    parameters: { ...PARAMETERS, group: "u32", features: "u32", factor: "f32" },
+    body: tiles.directives + tiles.text + body,
   };
   const [xB, xT, xH] = x.strides;
   const [yB, yT, yH] = y.strides;
   const states = batch * chunks * heads;
   const factor = fromQueries ? plan.scale ** degree : 1;
+  const group = queryHeads / heads;
+  const shared = { time, heads, chunkSize, chunks, states, valueDim, xB, xT, xH, yB, yT, yH };
+  const largest = scaled ? empty([states, 2], device, "f32") : absent(x);
+  if (scaled) {
+    device.dispatch(largestKernel(x.dtype, y.dtype), {
+      tensors: { x, y, largest },
+      parameters: { ...shared, headDim, members: fromQueries ? group : 1 },
+      workgroups: device.spread(states),
+    });
+  }
   device.dispatch(source, {
     tensors: {
       x,
@@ -142,25 +224,11 @@ export function accumulateFeatures(
       dsum: fromQueries ? from.dsum : absent(x),
       gates,
       monomials: monomialTable(x, headDim, degree),
+      largest,
       ...into,
     },
-    parameters: {
-      time,
-      heads,
-      chunkSize,
-      chunks,
-      states,
-      group: queryHeads / heads,
-      valueDim,
-      features: expandedDim,
-      factor,
-      xB,
-      xT,
-      xH,
-      yB,
-      yT,
-      yH,
-    },
+    parameters: { ...shared, group, features: expandedDim, factor },
     workgroups: [Math.ceil(expandedDim / 64) * Math.ceil(valueDim / 64), ...device.spread(states)],
   });
+  if (scaled) largest.dispose();
 }
