@@ -4,7 +4,7 @@ import { TILES } from "./tiles.js";
 /**
  * The tile vocabulary over either body. A kernel fills tiles with `put_left(step, group, rows)` and `put_right(step,
  * group, columns)`, adds their product to `Sums` with `multiply_tiles`, and at the end asks for its own 4 × 4 values with
- * `own_sums`, in the places that tiles.ts describes. Between filling and multiplying it puts its barriers.
+ * `own_sums`, in the places that tiles.ts describes; `flush_sums` moves them on early where that is possible. Between filling and multiplying it puts its barriers.
  */
 export interface TileBody {
   directives: string;
@@ -18,6 +18,12 @@ fn put_left(step: u32, group: u32, value: vec4f) { left[slot(step, group)] = val
 fn put_right(step: u32, group: u32, value: vec4f) { right[slot(step, group)] = value; }
 fn multiply_tiles(sums: ptr<function, Sums>, lane: u32) { multiply(sums, lane & 15u, lane >> 4u); }
 fn own_sums(sums: ptr<function, Sums>, lane: u32) -> array<vec4f, 4> { return *sums; }
+fn flush_sums(sums: ptr<function, Sums>, total: ptr<function, array<vec4f, 4>>) {
+  for (var j = 0u; j < 4u; j++) {
+    (*total)[j] += (*sums)[j];
+    (*sums)[j] = vec4f(0);
+  }
+}
 `;
 
 /** f16 tiles and f32 sums: what is put must be in f16's range, which is the kernel's to see to (see RANGES). */
@@ -69,6 +75,8 @@ fn own_sums(sums: ptr<function, Sums>, lane: u32) -> array<vec4f, 4> {
   workgroupBarrier();
   return own;
 }
+// Sums stay where they are: their elements are out of reach one by one.
+fn flush_sums(sums: ptr<function, Sums>, total: ptr<function, array<vec4f, 4>>) {}
 // The sum over the workgroup's 16 lanes with the same \`group\`, given to all of them.
 fn sum_lanes(value: vec4f, lane: u32, group: u32) -> vec4f {
   workgroupBarrier();
@@ -84,11 +92,14 @@ fn sum_lanes(value: vec4f, lane: u32, group: u32) -> vec4f {
 `;
 
 const MATRIX_TILES_BYTES = 2 * 2 * 16 * 72 + 4 * 4096;
+/** Scales of both operands come on top of what portable kernels bind. */
+const MATRIX_BINDINGS = 9;
 
 /** Tiles on matrix units where their shape divides the tile and workgroup memory has room; else the portable ones. */
 export function tileBody(units: MatrixUnits | undefined, limits: GPUSupportedLimits): TileBody {
   const portable = { directives: "", text: PORTABLE, constants: {} };
-  if (!units || limits.maxComputeWorkgroupStorageSize < MATRIX_TILES_BYTES) return portable;
+  const room = limits.maxComputeWorkgroupStorageSize >= MATRIX_TILES_BYTES;
+  if (!units || !room || limits.maxStorageBuffersPerShaderStage < MATRIX_BINDINGS) return portable;
   const { M, N, K, subgroupSize } = units;
   const matrices = (64 / M) * (64 / N);
   const own = (matrices * subgroupSize) / 256;
@@ -106,5 +117,11 @@ export const RANGES = `
 fn power_of_two_for(largest: f32) -> f32 {
   let exponent = clamp(i32((bitcast<u32>(largest) >> 23u) & 255u), 1, 253);
   return bitcast<f32>(u32(254 - exponent) << 23u);
+}
+// φ(scale · x) is scale^p φ(x). One factor at a time: their product may leave the range of f32 where the result does not.
+fn restore(value: f32, scale: f32) -> f32 {
+  var restored = value;
+  for (var k = 0u; k < DEGREE; k++) { restored /= scale; }
+  return restored;
 }
 `;

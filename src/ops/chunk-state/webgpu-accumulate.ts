@@ -2,11 +2,11 @@ import { webgpuDevice } from "../../devices/webgpu/device.js";
 import type { KernelSource } from "../../devices/webgpu/kernel.js";
 import { RANGES, tileBody } from "../../devices/webgpu/matrix-tiles.js";
 import { GATES } from "../../devices/webgpu/tiles.js";
-import type { DType } from "../../tensor/dtype.js";
-import { empty, type Tensor } from "../../tensor/tensor.js";
+import type { Tensor } from "../../tensor/tensor.js";
 import { MONOMIALS, monomialTable } from "../feature-map/webgpu-monomials.js";
 import type { SequencePlan } from "../power-attention/contract.js";
 import { absent } from "../power-attention/webgpu-gates.js";
+import { largestOfChunks } from "./webgpu-largest.js";
 
 /**
  * Sums φ(x_t) y_tᵀ over the tokens of each chunk: a product of [features × tokens] by [tokens × e] whose left tiles are
@@ -19,13 +19,6 @@ import { absent } from "../power-attention/webgpu-gates.js";
  * On matrix units x and y of each chunk are scaled by powers of two, and what is made of them back, in f32.
  */
 const body = `${GATES}${MONOMIALS}${RANGES}
-// φ(scale · x) is scale^p φ(x). One factor at a time: their product may leave the range of f32 where the result does not.
-fn restore(value: f32, scale: f32) -> f32 {
-  var restored = value;
-  for (var k = 0u; k < DEGREE; k++) { restored /= scale; }
-  return restored;
-}
-
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
         @builtin(local_invocation_index) lane: u32) {
@@ -51,8 +44,8 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   var xScale = 1.0;
   var yScale = 1.0;
   if (SCALED) {
-    xScale = power_of_two_for(load_largest(2u * state));
-    yScale = power_of_two_for(load_largest(2u * state + 1u));
+    xScale = power_of_two_for(load_xLargest(state));
+    yScale = power_of_two_for(load_yLargest(state));
   }
   var sums: Sums;
   var z = vec4f(0);
@@ -118,54 +111,6 @@ const PARAMETERS = {
   yH: "u32",
 } as const;
 
-/** [B, N, H, 2]: the largest magnitudes of x and y over the tokens, and query heads, that meet in a state. */
-const largestKernel = (x: DType, y: DType): KernelSource => ({
-  name: "chunk-largest",
-  constants: {},
-  tensors: {
-    x: { dtype: x, access: "read" },
-    y: { dtype: y, access: "read" },
-    largest: { dtype: "f32", access: "write" },
-  },
-  parameters: {
-    ...PARAMETERS,
-    headDim: "u32",
-    members: "u32",
-  },
-  body: `
-var<workgroup> found: array<atomic<u32>, 2>;
-
-// Bits of magnitudes compare as the magnitudes do.
-fn bits(value: f32) -> u32 { return bitcast<u32>(value) & 0x7fffffffu; }
-
-@compute @workgroup_size(256)
-fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
-        @builtin(local_invocation_index) lane: u32) {
-  let state = id.x + id.y * groups.x;
-  if (state >= P.states) { return; }
-  let head = state % P.heads;
-  let chunk = (state / P.heads) % P.chunks;
-  let b = state / (P.heads * P.chunks);
-  let start = chunk * P.chunkSize;
-  let end = min(start + P.chunkSize, P.time);
-  var xMost = 0u;
-  var yMost = 0u;
-  for (var member = 0u; member < P.members; member++) {
-    let xHead = head * P.members + member;
-    for (var n = lane; n < (end - start) * P.headDim; n += 256u) {
-      xMost = max(xMost, bits(load_x(b * P.xB + (start + n / P.headDim) * P.xT + xHead * P.xH + n % P.headDim)));
-    }
-    for (var n = lane; n < (end - start) * P.valueDim; n += 256u) {
-      yMost = max(yMost, bits(load_y(b * P.yB + (start + n / P.valueDim) * P.yT + xHead * P.yH + n % P.valueDim)));
-    }
-  }
-  atomicMax(&found[0], xMost);
-  atomicMax(&found[1], yMost);
-  workgroupBarrier();
-  if (lane < 2u) { store_largest(2u * state + lane, bitcast<f32>(atomicLoad(&found[lane]))); }
-}`,
-});
-
 /** Writes s [B, N, H, D, e] and z [B, N, H, D]; `dsum` [B, T, Hq] f32 comes with queries, whose y is f32 too. */
 export function accumulateFeatures(
   plan: SequencePlan,
@@ -193,15 +138,16 @@ export function accumulateFeatures(
     tensors: {
       x: { dtype: x.dtype, access: "read" },
       y: { dtype: y.dtype, access: "read" },
-      dsum: { dtype: "f32", access: "read" },
+      ...(fromQueries && { dsum: { dtype: "f32", access: "read" } as const }),
       gates: { dtype: "f32", access: "read" },
       monomials: { dtype: "i32", access: "read" },
-      largest: { dtype: "f32", access: "read" },
+      xLargest: { dtype: "f32", access: "read" },
+      yLargest: { dtype: "f32", access: "read" },
       s: { dtype: "f32", access: "write" },
       z: { dtype: "f32", access: "write" },
     },
     parameters: { ...PARAMETERS, group: "u32", features: "u32", factor: "f32" },
-    body: tiles.directives + tiles.text + body,
+    body: tiles.directives + (fromQueries ? "" : "fn load_dsum(i: u32) -> f32 { return 0.0; }") + tiles.text + body,
   };
   const [xB, xT, xH] = x.strides;
   const [yB, yT, yH] = y.strides;
@@ -209,26 +155,22 @@ export function accumulateFeatures(
   const factor = fromQueries ? plan.scale ** degree : 1;
   const group = queryHeads / heads;
   const shared = { time, heads, chunkSize, chunks, states, valueDim, xB, xT, xH, yB, yT, yH };
-  const largest = scaled ? empty([states, 2], device, "f32") : absent(x);
-  if (scaled) {
-    device.dispatch(largestKernel(x.dtype, y.dtype), {
-      tensors: { x, y, largest },
-      parameters: { ...shared, headDim, members: fromQueries ? group : 1 },
-      workgroups: device.spread(states),
-    });
-  }
+  const none = absent(x);
+  const xLargest = scaled ? largestOfChunks(plan, x) : none;
+  const yLargest = scaled ? largestOfChunks(plan, y) : none;
   device.dispatch(source, {
     tensors: {
       x,
       y,
-      dsum: fromQueries ? from.dsum : absent(x),
+      ...(fromQueries && { dsum: from.dsum }),
       gates,
       monomials: monomialTable(x, headDim, degree),
-      largest,
+      xLargest,
+      yLargest,
       ...into,
     },
     parameters: { ...shared, group, features: expandedDim, factor },
     workgroups: [Math.ceil(expandedDim / 64) * Math.ceil(valueDim / 64), ...device.spread(states)],
   });
-  if (scaled) largest.dispose();
+  if (scaled) for (const largest of [xLargest, yLargest]) largest.dispose();
 }

@@ -109,9 +109,9 @@ export function reduce(kind: "sum" | "max", x: Tensor, axes: readonly number[], 
   return reduceInto(kind, x, axes, factor, x.dtype);
 }
 
-/** The largest magnitude of a tensor, f32. */
-export function largest(x: Tensor): Tensor {
-  return reduceInto("largest", x, [...x.shape.keys()], 1, "f32");
+/** The largest magnitude over `axes` (default all), which keep extent 1; f32. */
+export function largest(x: Tensor, axes: readonly number[] = [...x.shape.keys()]): Tensor {
+  return reduceInto("largest", x, axes, 1, "f32");
 }
 
 function reduceInto(kind: Kind, x: Tensor, axes: readonly number[], factor: number, dtype: DType): Tensor {
