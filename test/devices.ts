@@ -12,9 +12,9 @@ type Operation = "powerFull" | "lowLevel" | "softmax" | "featureMap" | "step";
 /** Which devices have the kernels of each operation: the suites run over these lists. */
 export const READY: Record<Operation, readonly DeviceKind[]> = {
   powerFull: ["oracle", "wasm", ...gpu],
-  lowLevel: ["oracle", ...gpu],
-  softmax: ["oracle", ...gpu],
-  featureMap: ["oracle", ...gpu],
+  lowLevel: ["oracle", "wasm", ...gpu],
+  softmax: ["oracle", "wasm", ...gpu],
+  featureMap: ["oracle", "wasm", ...gpu],
   step: ["oracle", "wasm", ...gpu],
 };
 

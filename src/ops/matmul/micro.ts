@@ -1,5 +1,5 @@
 import { type FunctionHandle, type ModuleBuilder, v128 } from "../../devices/wasm/emitter.js";
-import { multiply4x8 } from "../../devices/wasm/tile.js";
+import { multiply4x8 } from "../../devices/wasm/tiles.js";
 
 /** Rows and columns of a register tile: 8 accumulators, 4 factors and 2 vectors fit 16 registers. */
 export const TILE_ROWS = 4;

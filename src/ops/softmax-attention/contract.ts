@@ -21,7 +21,10 @@ export interface SoftmaxInputs {
   v: Tensor;
 }
 
-/** output [B, T, Hq, e] in q's dtype; `saved` is for the device's own backward (row maxima and sums). */
+/**
+ * output [B, T, Hq, e] in q's dtype; `saved` is for the device's own backward (row maxima and sums, and the output
+ * before it was rounded to a half format).
+ */
 export type SoftmaxForward = (plan: SoftmaxPlan, inputs: SoftmaxInputs) => { output: Tensor; saved: Tensor[] };
 
 /** `upstream` is contiguous, in the output's dtype. */

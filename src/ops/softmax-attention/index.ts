@@ -5,16 +5,17 @@ import { checkDevices, checkHeads, checkOptionNames, checkScale } from "../power
 import { innermost, toUpstream } from "../power-attention/views.js";
 import type { SoftmaxBackward, SoftmaxForward } from "./contract.js";
 import { softmaxOracle, softmaxOracleBackward } from "./oracle.js";
-import { softmaxBackwardWebGpu, softmaxWebGpu } from "./webgpu.js";
+import { softmaxWasm, softmaxWasmBackward } from "./wasm/index.js";
 
 export const softmaxForward = operation<Parameters<SoftmaxForward>, ReturnType<SoftmaxForward>>("softmaxAttention", {
   oracle: softmaxOracle,
+  wasm: softmaxWasm,
   webgpu: softmaxWebGpu,
 });
 
 export const softmaxBackward = operation<Parameters<SoftmaxBackward>, ReturnType<SoftmaxBackward>>(
   "softmaxAttention backward",
-  { oracle: softmaxOracleBackward, webgpu: softmaxBackwardWebGpu },
+  { oracle: softmaxOracleBackward, wasm: softmaxWasmBackward, webgpu: softmaxBackwardWebGpu },
 );
 
 /**

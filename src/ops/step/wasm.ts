@@ -15,14 +15,14 @@ import {
   v128,
 } from "../../devices/wasm/emitter.js";
 import { Arguments, KERNEL_PARAMS } from "../../devices/wasm/kernel.js";
+import { writeReciprocalPower } from "../../devices/wasm/pack.js";
+import { LINE, roundUp } from "../../devices/wasm/tiles.js";
 import { DTYPE_BYTES, type DType } from "../../tensor/dtype.js";
 import { empty } from "../../tensor/tensor.js";
 import { LAYERNORM_EPSILON } from "../power-attention/contract.js";
 import { exp64 } from "../power-attention/wasm/gates.js";
-import { writeReciprocalPower } from "../power-attention/wasm/pack.js";
 import { NO_TABLES, runForward, tablesOf } from "../power-attention/wasm/run.js";
 import { NORMALIZE } from "../power-attention/wasm/sequence.js";
-import { LINE, roundUp } from "../power-attention/wasm/tiles.js";
 import type { FoldTail, StepForward, StepPlan } from "./contract.js";
 
 const ARGUMENTS = new Arguments({

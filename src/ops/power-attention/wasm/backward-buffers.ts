@@ -1,8 +1,9 @@
 import { Arguments } from "../../../devices/wasm/kernel.js";
+import { Layout } from "../../../devices/wasm/layout.js";
+import { GROUP, LINE } from "../../../devices/wasm/tiles.js";
 import { BLOCK_ROW } from "./intra.js";
 import type { Parts } from "./parts.js";
-import { type ChunkBuffers, type ChunkSizes, chunkBuffers, Layout, SEQUENCE_FIELDS } from "./sequence.js";
-import { GROUP, LINE } from "./tiles.js";
+import { type ChunkBuffers, type ChunkSizes, chunkBuffers, SEQUENCE_FIELDS } from "./sequence.js";
 
 /** Groups of queries, and of keys, whose weights are in memory at once: 64 × 64. */
 export const BLOCK = 4;

@@ -1,9 +1,9 @@
 import { type FunctionHandle, i32 } from "../../../devices/wasm/emitter.js";
+import { GROUP, LINE, PANEL } from "../../../devices/wasm/tiles.js";
 import { BACKWARD_ARGUMENTS, type BackwardBuffer, BLOCK } from "./backward-buffers.js";
 import { BLOCK_ROW } from "./intra.js";
 import type { Parts } from "./parts.js";
 import { panelStride } from "./sequence.js";
-import { GROUP, LINE, PANEL } from "./tiles.js";
 
 /** Attention inside the chunk, backward: blocks of 64 queries by 64 keys; five products each. */
 export function writeInsideGradient(parts: Parts): FunctionHandle {

@@ -1,8 +1,8 @@
 import { type Expr, type FunctionHandle, f32, f32x4, f64, i32 } from "../../../devices/wasm/emitter.js";
+import { GROUP, LINE } from "../../../devices/wasm/tiles.js";
 import { BACKWARD_ARGUMENTS, type BackwardBuffer } from "./backward-buffers.js";
 import { STATES } from "./forward.js";
 import type { Parts } from "./parts.js";
-import { GROUP, LINE } from "./tiles.js";
 
 /** dq of the chunk, put back into the rows' own units; also its terms of the gates' gradient. */
 export function writeStoreQueries(parts: Parts): FunctionHandle {

@@ -9,11 +9,11 @@ import {
   sumLanes,
   v128,
 } from "../../../devices/wasm/emitter.js";
+import { GROUP, LINE, PANEL } from "../../../devices/wasm/tiles.js";
 import { LAYERNORM_EPSILON } from "../contract.js";
 import { BACKWARD_ARGUMENTS, type BackwardBuffer } from "./backward-buffers.js";
 import type { Parts } from "./parts.js";
 import { NORMALIZE, panelStride } from "./sequence.js";
-import { GROUP, LINE, PANEL } from "./tiles.js";
 
 /** Panels of query head ⌊index / groups⌋, at the row of its group. */
 export function headPanels(f: FunctionBuilder, base: Expr, index: Expr, groups: Expr, columns: number): Expr {

@@ -8,6 +8,7 @@ import {
   v128,
 } from "../../../devices/wasm/emitter.js";
 import { KERNEL_PARAMS } from "../../../devices/wasm/kernel.js";
+import { GROUP, LINE, PANEL } from "../../../devices/wasm/tiles.js";
 import { BACKWARD_ARGUMENTS, type BackwardBuffer } from "./backward-buffers.js";
 import { writeInsideGradient } from "./backward-inside.js";
 import { writeGateGradient, writeStoreKeys, writeStoreQueries } from "./backward-store.js";
@@ -24,8 +25,7 @@ import {
   packValues,
   panelStride,
 } from "./sequence.js";
-import { writeDotStates, writeLoadState, writeReadGradient, writeStoreState, writeUpdateState } from "./state.js";
-import { GROUP, LINE, PANEL } from "./tiles.js";
+import { writeDotStates, writeReadGradient } from "./state.js";
 
 /**
  * The backward of power attention and of its parts, for one batch element and key head.
@@ -36,9 +36,9 @@ import { GROUP, LINE, PANEL } from "./tiles.js";
  */
 export function writeBackward(parts: Parts): FunctionHandle {
   const { m, dim } = parts;
-  const update = writeUpdateState(parts);
-  const load = writeLoadState(parts);
-  const store = writeStoreState(parts);
+  const update = parts.updateState();
+  const load = parts.loadState();
+  const store = parts.storeState();
   const dotStates = writeDotStates(parts);
   const readQueries = writeReadGradient(parts, false);
   const readKeys = writeReadGradient(parts, true);

@@ -1,5 +1,5 @@
 import { type FunctionHandle, f32x4, i32, type ModuleBuilder, v128 } from "../../../devices/wasm/emitter.js";
-import { LINE } from "./tiles.js";
+import { LINE } from "../../../devices/wasm/tiles.js";
 
 /** Features are produced in sub-blocks of this many; a run of the table never crosses one. */
 export const SUB_BLOCK = 16;

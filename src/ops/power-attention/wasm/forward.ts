@@ -10,6 +10,8 @@ import {
   v128,
 } from "../../../devices/wasm/emitter.js";
 import { Arguments, KERNEL_PARAMS } from "../../../devices/wasm/kernel.js";
+import { Layout } from "../../../devices/wasm/layout.js";
+import { GROUP, LINE, PANEL } from "../../../devices/wasm/tiles.js";
 import { DTYPE_BYTES, type DType } from "../../../tensor/dtype.js";
 import { LAYERNORM_EPSILON } from "../contract.js";
 import type { Parts } from "./parts.js";
@@ -21,7 +23,6 @@ import {
   chunkGates,
   fillOnes,
   keyFactor,
-  Layout,
   NORMALIZE,
   packKeys,
   packQueries,
@@ -29,8 +30,7 @@ import {
   panelStride,
   SEQUENCE_FIELDS,
 } from "./sequence.js";
-import { writeLoadState, writeQueryState, writeStoreState, writeUpdateState } from "./state.js";
-import { GROUP, LINE, PANEL } from "./tiles.js";
+import { writeQueryState } from "./state.js";
 
 /** Where states come from and go to. */
 export const STATES = {
@@ -86,9 +86,9 @@ export const FORWARD_ARGUMENTS = new Arguments({
 export function writeForward(parts: Parts): FunctionHandle {
   const { m, dim } = parts;
   const query = writeQueryState(parts);
-  const update = writeUpdateState(parts);
-  const load = writeLoadState(parts);
-  const store = writeStoreState(parts);
+  const update = parts.updateState();
+  const load = parts.loadState();
+  const store = parts.storeState();
   const finish = writeFinish(parts);
   const inside = writeInside(parts);
   return m.function(

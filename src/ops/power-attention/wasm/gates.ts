@@ -12,7 +12,7 @@ import {
   select,
   v128,
 } from "../../../devices/wasm/emitter.js";
-import { GROUP } from "./tiles.js";
+import { GROUP } from "../../../devices/wasm/tiles.js";
 
 /** e^x in float64 to about 1e-14 relative; −∞ gives 0 and NaN stays NaN. */
 export function exp64(f: FunctionBuilder, x: Expr): Expr {

@@ -1,4 +1,6 @@
 import {
+  type Expr,
+  type FunctionBuilder,
   type FunctionHandle,
   f32,
   f32x4,
@@ -8,7 +10,7 @@ import {
   type ModuleBuilder,
   v128,
 } from "../../../devices/wasm/emitter.js";
-import { GROUP, LINE, PANEL, power } from "./tiles.js";
+import { GROUP, LINE, PANEL } from "../../../devices/wasm/tiles.js";
 
 /**
  * Scores of earlier keys to weights, in place: w[j][t] = s[j][t]^p · decay[j] · inGroup[t], for `rows` lines of 16
@@ -110,7 +112,7 @@ export function writeWeighDiagonal(m: ModuleBuilder, degree: number): FunctionHa
  * y[t][columns] += Σ_{j≤t} w[j][t] · v[j] within a group; later values are never touched, so that a NaN among them
  * stays in its future.
  */
-export function writeDiagonalTimesPanels(m: ModuleBuilder, columns: number): FunctionHandle {
+export function writeDiagonalTimesPanels(m: ModuleBuilder, columns: number, lineStride = LINE): FunctionHandle {
   return m.function(
     "diagonal-times-panels",
     [
@@ -136,7 +138,7 @@ export function writeDiagonalTimesPanels(m: ModuleBuilder, columns: number): Fun
             a.set(m.madd(w, v128.load(v), a));
             b.set(m.madd(w, v128.load(v, 16), b));
             v.add(4 * PANEL);
-            line.add(LINE);
+            line.add(lineStride);
           });
           f.store("v128", out, a);
           f.store("v128", out, b, 16);
@@ -223,4 +225,15 @@ export function writeWeighGradientDiagonal(m: ModuleBuilder, degree: number): Fu
       });
     },
   );
+}
+
+/** x^n by repeated squaring, for a vector local. */
+function power(f: FunctionBuilder, x: Expr, n: number): Expr {
+  if (n === 0) return f32x4.const(1);
+  if (n === 1) return x;
+  const base = f.local("v128", x);
+  if (n === 2) return f32x4.mul(base, base);
+  const half = f.local("v128", power(f, base, Math.floor(n / 2)));
+  const square = f32x4.mul(half, half);
+  return n % 2 ? f32x4.mul(base, square) : square;
 }

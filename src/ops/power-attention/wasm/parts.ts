@@ -1,15 +1,4 @@
 import type { FunctionHandle, ModuleBuilder } from "../../../devices/wasm/emitter.js";
-import type { DType } from "../../../tensor/dtype.js";
-import { SUB_BLOCK, writeExpand, writeExpandGradient } from "./expand.js";
-import { writeAdvance, writeGates } from "./gates.js";
-import {
-  writeDiagonalDecay,
-  writeDiagonalTimesPanels,
-  writeWeigh,
-  writeWeighDiagonal,
-  writeWeighGradient,
-  writeWeighGradientDiagonal,
-} from "./intra.js";
 import {
   writeDotLines,
   writeLargest,
@@ -21,8 +10,7 @@ import {
   writeStoreRows,
   writeTranspose,
   writeUntranspose,
-} from "./pack.js";
-import { writePackState } from "./state.js";
+} from "../../../devices/wasm/pack.js";
 import {
   LINE,
   PANEL,
@@ -31,7 +19,19 @@ import {
   writeGroupTimesPanels,
   writeRowsTimesGroup,
   writeRowsTimesPanels,
-} from "./tiles.js";
+} from "../../../devices/wasm/tiles.js";
+import type { DType } from "../../../tensor/dtype.js";
+import { SUB_BLOCK, writeExpand, writeExpandGradient } from "./expand.js";
+import { writeAdvance, writeGates } from "./gates.js";
+import {
+  writeDiagonalDecay,
+  writeDiagonalTimesPanels,
+  writeWeigh,
+  writeWeighDiagonal,
+  writeWeighGradient,
+  writeWeighGradientDiagonal,
+} from "./intra.js";
+import { writeLoadState, writePackState, writeStoreState, writeUpdateState } from "./state.js";
 
 /** Tokens whose features are expanded at once for a state update. */
 export const TOKEN_BLOCK = 256;
@@ -112,6 +112,15 @@ export class Parts {
     const reciprocal = this.reciprocalPower();
     const name = `factors-${padded}`;
     return this.#part(name, () => writeRowFactors(this.m, padded, reciprocal, name));
+  }
+  updateState() {
+    return this.#part("update-state", () => writeUpdateState(this));
+  }
+  loadState() {
+    return this.#part("load-state", () => writeLoadState(this));
+  }
+  storeState() {
+    return this.#part("store-state", () => writeStoreState(this));
   }
   packState() {
     return this.#part("pack-state", () => writePackState(this));

@@ -1,4 +1,5 @@
 import { addressOf, type WasmDevice, type WasmModule } from "../../../devices/wasm/device.js";
+import { GROUP } from "../../../devices/wasm/tiles.js";
 import { monomials } from "../../../feature-map.js";
 import { DTYPE_BYTES, type DType } from "../../../tensor/dtype.js";
 import { empty, type Tensor } from "../../../tensor/tensor.js";
@@ -9,7 +10,6 @@ import { featureRuns } from "./expand.js";
 import { FORWARD_ARGUMENTS, forwardBuffers, STATES, writeForward } from "./forward.js";
 import { type Dimensions, dimensionsOf, type Kernel, Parts } from "./parts.js";
 import { NORMALIZE } from "./sequence.js";
-import { GROUP } from "./tiles.js";
 
 /** Addresses of a feature map's tables in a device's memory. */
 interface Tables {

@@ -1,7 +1,8 @@
 import { type Expr, type FunctionBuilder, f32, f32x4, i32, type Local, select } from "../../../devices/wasm/emitter.js";
+import type { Layout } from "../../../devices/wasm/layout.js";
+import { GROUP, LINE, PANEL, roundUp } from "../../../devices/wasm/tiles.js";
 import { SUB_BLOCK } from "./expand.js";
 import { type Parts, TOKEN_BLOCK } from "./parts.js";
-import { GROUP, LINE, PANEL, roundUp } from "./tiles.js";
 
 /** Inputs and sizes that the forward and the backward kernel share. Strides and offsets are in bytes. */
 export const SEQUENCE_FIELDS = {
@@ -67,17 +68,6 @@ export interface ChunkBuffers {
   zBlock: number;
   s: number;
   z: number;
-}
-
-/** Lays buffers out one after another, each on a cache line, an odd number of lines long so that they don't alias. */
-export class Layout {
-  bytes = 0;
-  take(bytes: number): number {
-    const at = this.bytes;
-    const lines = Math.ceil(bytes / LINE);
-    this.bytes += (lines % 2 ? lines : lines + 1) * LINE;
-    return at;
-  }
 }
 
 export interface ChunkSizes {

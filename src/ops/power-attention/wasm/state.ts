@@ -10,9 +10,9 @@ import {
   sumLanes,
   v128,
 } from "../../../devices/wasm/emitter.js";
+import { GROUP, LINE, PANEL } from "../../../devices/wasm/tiles.js";
 import { SUB_BLOCK } from "./expand.js";
 import { type Parts, TOKEN_BLOCK } from "./parts.js";
-import { GROUP, LINE, PANEL } from "./tiles.js";
 
 /**
  * A state in a thread's working memory: `s` [D padded to 16][e] and `z` [D][4], four partial sums a feature. Features

@@ -4,16 +4,16 @@ import {
   type FunctionHandle,
   f32x4,
   i32,
+  type Local,
   type ModuleBuilder,
   v128,
-} from "../../../devices/wasm/emitter.js";
-import { multiply4x8 } from "../../../devices/wasm/tile.js";
+} from "./emitter.js";
 
 /*
  * Sums start from zero in the tile and join what is in memory at its end, so that long sums are added up in two levels.
  */
 
-/** Tokens in a group: one cache line of float32. Transposed tiles are [rows][GROUP]. */
+/** Rows (tokens) in a group: one cache line of float32. Transposed groups are [columns][GROUP]. */
 export const GROUP = 16;
 export const LINE = 4 * GROUP;
 
@@ -23,6 +23,63 @@ const PANEL_BYTES = 4 * PANEL;
 
 export function roundUp(n: number, step: number): number {
   return Math.ceil(n / step) * step;
+}
+
+/**
+ * Steps between two tests of the tile's loop. A step is 16 multiplications and additions and 6 loads; each test of a loop
+ * costs about as much as four of them (the engine checks the stack there).
+ */
+const UNROLL = 16;
+
+/**
+ * The register tile of all products: acc[4][8] += Σ_n a[n][4] ⊗ b[n][8], acc as eight vectors, two a row. `a` is read by
+ * broadcast at four constant offsets, and both pointers advance by constant steps; they and `n` are consumed. Write it
+ * into a function of its own with little else: the engine optimises functions one by one, between calls, and the tile
+ * wants all registers.
+ */
+export function multiply4x8(
+  f: FunctionBuilder,
+  acc: Local[],
+  a: Local,
+  aOffsets: readonly number[],
+  aStep: number,
+  b: Local,
+  bStep: number,
+  n: Local,
+): void {
+  const m = f.module;
+  const b0 = f.local("v128");
+  const b1 = f.local("v128");
+  const x = f.local("v128");
+  const step = (from: Expr, bOffset: number) => {
+    b0.set(v128.load(b, bOffset));
+    b1.set(v128.load(b, bOffset + 16));
+    for (let r = 0; r < 4; r++) {
+      x.set(v128.load32Splat(from, aOffsets[r]));
+      acc[2 * r].set(m.madd(x, b0, acc[2 * r]));
+      acc[2 * r + 1].set(m.madd(x, b1, acc[2 * r + 1]));
+    }
+  };
+  const from = f.local("i32");
+  f.while(i32.ge(n, UNROLL), () => {
+    step(a, 0);
+    for (let u = 1; u < UNROLL; u++) {
+      // A branch that is always taken: without it the engine moves all loads to the front and spills.
+      f.if(n, () => {
+        from.set(a.plus(u * aStep));
+        step(from, u * bStep);
+      });
+    }
+    a.add(UNROLL * aStep);
+    b.add(UNROLL * bStep);
+    n.set(n.minus(UNROLL));
+  });
+  f.while(n, () => {
+    step(a, 0);
+    a.add(aStep);
+    b.add(bStep);
+    n.set(n.minus(1));
+  });
 }
 
 const COLUMNS = [0, 4, 8, 12];
@@ -195,15 +252,4 @@ export function writeGroupTimesGroup(m: ModuleBuilder, depth: number, outStride:
       });
     },
   );
-}
-
-/** x^n by repeated squaring, for a vector local. */
-export function power(f: FunctionBuilder, x: Expr, n: number): Expr {
-  if (n === 0) return f32x4.const(1);
-  if (n === 1) return x;
-  const base = f.local("v128", x);
-  if (n === 2) return f32x4.mul(base, base);
-  const half = f.local("v128", power(f, base, Math.floor(n / 2)));
-  const square = f32x4.mul(half, half);
-  return n % 2 ? f32x4.mul(base, square) : square;
 }

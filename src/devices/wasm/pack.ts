@@ -1,15 +1,6 @@
-import { load1, load4, store1, store4 } from "../../../devices/wasm/convert.js";
-import {
-  type FunctionHandle,
-  f32,
-  f32x4,
-  i32,
-  i32x4,
-  type ModuleBuilder,
-  shuffle32,
-  v128,
-} from "../../../devices/wasm/emitter.js";
-import type { DType } from "../../../tensor/dtype.js";
+import type { DType } from "../../tensor/dtype.js";
+import { load1, load4, store1, store4 } from "./convert.js";
+import { type FunctionHandle, f32, f32x4, i32, i32x4, type ModuleBuilder, shuffle32, v128 } from "./emitter.js";
 import { GROUP, LINE, PANEL } from "./tiles.js";
 
 /** Rows are staged as float32 [16][padded width], zeros in the padding, before they are laid out for the tiles. */
