@@ -6,6 +6,7 @@ import { innermost, toUpstream } from "../power-attention/views.js";
 import type { SoftmaxBackward, SoftmaxForward } from "./contract.js";
 import { softmaxOracle, softmaxOracleBackward } from "./oracle.js";
 import { softmaxWasm, softmaxWasmBackward } from "./wasm/index.js";
+import { softmaxBackwardWebGpu, softmaxWebGpu } from "./webgpu.js";
 
 export const softmaxForward = operation<Parameters<SoftmaxForward>, ReturnType<SoftmaxForward>>("softmaxAttention", {
   oracle: softmaxOracle,
