@@ -1,7 +1,7 @@
 import { webgpuDevice } from "../../devices/webgpu/device.js";
 import type { KernelSource } from "../../devices/webgpu/kernel.js";
 import { GATES } from "../../devices/webgpu/tiles.js";
-import { empty, type Tensor } from "../../tensor/tensor.js";
+import { empty, scope, type Tensor } from "../../tensor/tensor.js";
 import type { ChunkStates } from "../chunk-state/contract.js";
 import type { State } from "../power-attention/contract.js";
 import { absent, gateGradient, gateSums } from "../power-attention/webgpu-gates.js";
@@ -163,30 +163,32 @@ function shapes({ batch, chunks, heads, expandedDim, valueDim }: ScanDimensions)
   return { s: [batch, chunks, heads, expandedDim, valueDim], z: [batch, chunks, heads, expandedDim] };
 }
 
-export const stateScanWebGpu: StateScanForward = (plan, { states, logG, initialState }) => {
-  const shape = shapes(plan);
-  const entering = { s: copyOrZeros(states.s, shape.s, states.s), z: copyOrZeros(states.z, shape.z, states.s) };
-  const gates = gateSums(plan, logG, states.s);
-  const finalState = scanInPlace(plan, "forward", entering, gates, initialState ?? {});
-  return { entering, finalState };
-};
+export const stateScanWebGpu: StateScanForward = (plan, { states, logG, initialState }) =>
+  scope(() => {
+    const shape = shapes(plan);
+    const entering = { s: copyOrZeros(states.s, shape.s, states.s), z: copyOrZeros(states.z, shape.z, states.s) };
+    const gates = gateSums(plan, logG, states.s);
+    const finalState = scanInPlace(plan, "forward", entering, gates, initialState ?? {});
+    return { entering, finalState };
+  });
 
-export const stateScanBackwardWebGpu: StateScanBackward = (plan, { logG, entering }, upstream) => {
-  const shape = shapes(plan);
-  const like = entering.s;
-  const states = {
-    s: copyOrZeros(upstream.entering.s, shape.s, like),
-    z: copyOrZeros(upstream.entering.z, shape.z, like),
-  };
-  const gates = gateSums(plan, logG, like);
-  const initialState = scanInPlace(plan, "reverse", states, gates, upstream.finalState);
-  return {
-    states,
-    initialState: plan.hasInitialState ? initialState : undefined,
-    logG:
-      logG &&
-      gateGradient({ ...plan, queryHeads: plan.heads }, like, {
-        perChunk: stateInnerProducts(plan, states, entering, gates, true),
-      }),
-  };
-};
+export const stateScanBackwardWebGpu: StateScanBackward = (plan, { logG, entering }, upstream) =>
+  scope(() => {
+    const shape = shapes(plan);
+    const like = entering.s;
+    const states = {
+      s: copyOrZeros(upstream.entering.s, shape.s, like),
+      z: copyOrZeros(upstream.entering.z, shape.z, like),
+    };
+    const gates = gateSums(plan, logG, like);
+    const initialState = scanInPlace(plan, "reverse", states, gates, upstream.finalState);
+    return {
+      states,
+      initialState: plan.hasInitialState ? initialState : undefined,
+      logG:
+        logG &&
+        gateGradient({ ...plan, queryHeads: plan.heads }, like, {
+          perChunk: stateInnerProducts(plan, states, entering, gates, true),
+        }),
+    };
+  });
