@@ -3,6 +3,7 @@ import { defineConfig } from "vitest/config";
 export default defineConfig({
   test: {
     include: ["src/**/*.test.ts", "test/**/*.test.ts"],
+    globalSetup: "test/build.ts",
     pool: "forks",
     testTimeout: 120_000,
     // Two cores: each test file may start its own worker threads.

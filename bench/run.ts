@@ -9,11 +9,13 @@ import { crossover } from "./crossover.js";
 import { firstResult } from "./first-result.js";
 import { forward } from "./forward.js";
 import { forwardBackward } from "./forward-backward.js";
+import { generation } from "./generation.js";
 import { memory } from "./memory.js";
 import { p4 } from "./p4.js";
 import { peersQuestion } from "./peers-question.js";
 import { perToken } from "./per-token.js";
 import { compare, outcome, type Report, toMarkdown, toText } from "./report.js";
+import { trainingStepQuestion } from "./training-step.js";
 
 /** Correctness first: figures of wrong results are not worth having. */
 const QUESTIONS: readonly Question[] = [
@@ -27,6 +29,8 @@ const QUESTIONS: readonly Question[] = [
   memory,
   firstResult,
   crossover,
+  trainingStepQuestion,
+  generation,
 ];
 
 const USAGE = `npm run bench -- [options]

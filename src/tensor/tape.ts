@@ -62,6 +62,17 @@ export function noGrad<T>(fn: () => T): T {
   }
 }
 
+/** Runs `fn` with recording on, also inside `noGrad` and inside a backward, which does not record by itself. */
+export function withGrad<T>(fn: () => T): T {
+  const before = recording;
+  recording = true;
+  try {
+    return fn();
+  } finally {
+    recording = before;
+  }
+}
+
 export function isRecording(): boolean {
   return recording;
 }

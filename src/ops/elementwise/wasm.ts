@@ -19,7 +19,7 @@ function geluSigmoid(f: FunctionBuilder, x: Local): Expr {
   return sigmoid4(f, f32x4.mul(x, cubic));
 }
 
-const unary: Record<UnaryName, Unary> = {
+export const unary: Record<UnaryName, Unary> = {
   neg: (_f, x) => f32x4.neg(x),
   exp: exp4,
   log: log4,

@@ -1,0 +1,68 @@
+import type { Generator } from "../tensor/random.js";
+
+export interface SampleOptions {
+  /** Divides the logits: 0 takes the likeliest token, 1 samples as the model says. */
+  temperature: number;
+  /** Only the likeliest k tokens; 0: all. */
+  topK: number;
+  /** Only the likeliest tokens that together have this probability; 1: all. */
+  topP: number;
+  /** Divides the logits of tokens seen before (multiplies negative ones); 1: none. Keskar et al. 2019. */
+  repetitionPenalty: number;
+}
+
+export const SAMPLE_DEFAULTS: SampleOptions = { temperature: 0.8, topK: 0, topP: 0.95, repetitionPenalty: 1 };
+
+/** @throws RangeError naming the option that is out of range */
+export function checkSampleOptions({ temperature, topK, topP, repetitionPenalty }: SampleOptions): void {
+  if (!(temperature >= 0)) throw new RangeError(`generate: temperature must be 0 or more, got ${temperature}`);
+  if (!Number.isInteger(topK) || topK < 0) {
+    throw new RangeError(`generate: topK must be an integer of 0 (all) or more, got ${topK}`);
+  }
+  if (!(topP > 0 && topP <= 1)) throw new RangeError(`generate: topP must be above 0 and at most 1, got ${topP}`);
+  if (!(repetitionPenalty > 0)) {
+    throw new RangeError(`generate: repetitionPenalty must be above 0, got ${repetitionPenalty}`);
+  }
+}
+
+/** Draws a token from logits; `seen` are the ids that the repetition penalty is for. */
+export function sampleToken(
+  logits: ArrayLike<number>,
+  options: SampleOptions,
+  seen: ReadonlySet<number>,
+  generator: Generator,
+): number {
+  const { temperature, topK, topP, repetitionPenalty } = options;
+  const scores = Float64Array.from(logits);
+  if (repetitionPenalty !== 1) {
+    for (const id of seen)
+      scores[id] = scores[id] > 0 ? scores[id] / repetitionPenalty : scores[id] * repetitionPenalty;
+  }
+  let best = 0;
+  for (let id = 1; id < scores.length; id++) if (scores[id] > scores[best] || Number.isNaN(scores[best])) best = id;
+  if (!Number.isFinite(scores[best])) {
+    throw new RangeError(
+      `generate: logits must be numbers, the largest is ${scores[best]}; the model's weights are damaged`,
+    );
+  }
+  if (temperature === 0) return best;
+  const top = scores[best];
+  const weights = scores.map((score) => Math.exp((score - top) / temperature));
+  let ids = [...weights.keys()];
+  if (topK > 0 || topP < 1) {
+    ids.sort((a, b) => weights[b] - weights[a] || a - b);
+    if (topK > 0) ids = ids.slice(0, topK);
+    const sum = ids.reduce((total, id) => total + weights[id], 0);
+    let reached = 0;
+    let kept = 0;
+    while (kept < ids.length && reached < topP * sum) reached += weights[ids[kept++]];
+    ids = ids.slice(0, kept);
+  }
+  const sum = ids.reduce((total, id) => total + weights[id], 0);
+  let left = generator.uniform() * sum;
+  for (const id of ids) {
+    left -= weights[id];
+    if (left < 0) return id;
+  }
+  return ids[ids.length - 1]; // rounding ate the rest
+}

@@ -1,0 +1,113 @@
+import { logSigmoid } from "../ops/elementwise/index.js";
+import { softmaxAttention } from "../ops/softmax-attention/index.js";
+import { powerFull } from "../power-attention.js";
+import { PowerState } from "../state.js";
+import type { Tensor } from "../tensor/tensor.js";
+import { Linear } from "./linear.js";
+import { Module } from "./module.js";
+import { constantParameter, type ModuleOptions } from "./options.js";
+import type { RotaryEmbedding } from "./rotary.js";
+import { SoftmaxCache } from "./softmax-cache.js";
+
+/** sigmoid(6.9) = 0.999: at the start a gate keeps half of what it has for 700 tokens. */
+export const GATE_BIAS = 6.9;
+
+export interface AttentionConfig {
+  /** Width of the tokens. */
+  nEmbd: number;
+  /** Key/value heads. */
+  nHead: number;
+  /** Query heads for each of them; default 1. */
+  qheadRatio?: number;
+  /** Features of a head; default nEmbd / (nHead · qheadRatio). */
+  headSize?: number;
+  /** "power" (default), or "softmax" to compare. */
+  attention?: "power" | "softmax";
+  /** Of power attention; default 2. */
+  degree?: number;
+  /** Of power attention: tokens in a chunk, null for the quadratic form, undefined for whichever costs less. */
+  chunkSize?: number | null;
+  /** Power attention without gates: nothing is forgotten. Default false. */
+  disableGating?: boolean;
+  /** Biases of the two projections; default false. The gate always has one. */
+  bias?: boolean;
+  /** Standard deviation of the output projection at the start; default 0.02. */
+  outDeviation?: number;
+}
+
+/** What attention carries from token to token while it writes. */
+export type AttentionCache = PowerState | SoftmaxCache;
+
+/**
+ * Causal self-attention over [B, T, nEmbd]. One projection makes queries, keys, values and gates; attention reads them
+ * in place, as views. logG = logSigmoid(gate + gateBias), in f32, is the log of the share that a token keeps of what was
+ * before it.
+ */
+export class CausalSelfAttention extends Module {
+  readonly project: Linear;
+  readonly out: Linear;
+  readonly gateBias: Tensor | undefined;
+  readonly config: Required<Omit<AttentionConfig, "chunkSize" | "outDeviation">> & { chunkSize?: number | null };
+
+  /** @param positions turns queries and keys by their position; without it attention does not see distance */
+  constructor(
+    config: AttentionConfig,
+    options: ModuleOptions,
+    private readonly positions?: RotaryEmbedding,
+  ) {
+    super();
+    const { nEmbd, nHead, qheadRatio = 1, bias = false, attention = "power", degree = 2, outDeviation } = config;
+    const { headSize = nEmbd / (nHead * qheadRatio), disableGating = false, chunkSize } = config;
+    for (const [name, value] of Object.entries({ nEmbd, nHead, qheadRatio, headSize })) {
+      if (!Number.isInteger(value) || value < 1) {
+        throw new RangeError(`CausalSelfAttention: ${name} must be a positive integer, got ${value}; set headSize too`);
+      }
+    }
+    if (attention !== "power" && attention !== "softmax") {
+      throw new RangeError(
+        `CausalSelfAttention: attention must be "power" or "softmax", got ${JSON.stringify(attention)}`,
+      );
+    }
+    this.config = { nEmbd, nHead, qheadRatio, headSize, attention, degree, chunkSize, disableGating, bias };
+    const gates = this.gated ? nHead : 0;
+    this.project = new Linear(nEmbd, (qheadRatio + 2) * nHead * headSize + gates, { ...options, bias });
+    this.gateBias = this.gated ? constantParameter([nHead], GATE_BIAS, { ...options, dtype: "f32" }) : undefined;
+    this.out = new Linear(qheadRatio * nHead * headSize, nEmbd, { ...options, bias, deviation: outDeviation });
+  }
+
+  get gated(): boolean {
+    return this.config.attention === "power" && !this.config.disableGating;
+  }
+
+  /**
+   * @param x [B, T, nEmbd]
+   * @param cache what came before x, and where x's keys and values go; without it x is the whole sequence
+   */
+  forward(x: Tensor, cache?: AttentionCache): Tensor {
+    const [batch, time] = x.shape;
+    const { nHead, qheadRatio, headSize, attention, degree, chunkSize } = this.config;
+    const width = nHead * headSize;
+    const sizes = [qheadRatio * width, width, width, ...(this.gated ? [nHead] : [])];
+    const [qs, ks, vs, gate] = this.project.forward(x).split(sizes);
+    const start = cache?.tokens ?? 0;
+    const place = (t: Tensor) => this.positions?.apply(t, start) ?? t;
+    const q = place(qs.reshape([batch, time, qheadRatio * nHead, headSize]));
+    const k = place(ks.reshape([batch, time, nHead, headSize]));
+    const v = vs.reshape([batch, time, nHead, headSize]);
+    const logG = gate && logSigmoid(gate.to("f32").add(this.gateBias!));
+    let y: Tensor;
+    if (cache instanceof SoftmaxCache) y = cache.step(q, k, v);
+    else if (cache) y = cache.step(q, k, v, { logG });
+    else if (attention === "softmax") y = softmaxAttention(q, k, v);
+    else y = powerFull(q, k, v, { logG, degree, chunkSize });
+    return this.out.forward(y.reshape([batch, time, qheadRatio * width]));
+  }
+
+  /** An empty cache for `forward`. */
+  cache(batch: number): AttentionCache {
+    const { nHead, headSize, attention, degree } = this.config;
+    const { device } = this.project.weight;
+    if (attention === "softmax") return new SoftmaxCache();
+    return PowerState.empty({ batch, kvHeads: nHead, headDim: headSize, valueDim: headSize, degree, device });
+  }
+}

@@ -1,0 +1,37 @@
+import type { Tensor } from "../tensor/tensor.js";
+import { type AttentionCache, type AttentionConfig, CausalSelfAttention } from "./attention.js";
+import { MLP } from "./mlp.js";
+import { Module } from "./module.js";
+import { LayerNorm, RMSNorm } from "./norm.js";
+import type { ModuleOptions } from "./options.js";
+import type { RotaryEmbedding } from "./rotary.js";
+
+export interface BlockConfig extends AttentionConfig {
+  /** Default "layer". */
+  norm?: "layer" | "rms";
+  /** Width inside the MLP as a multiple of nEmbd; default 4. */
+  mlpRatio?: number;
+}
+
+/** x + attention(norm(x)), then x + mlp(norm(x)). */
+export class Block extends Module {
+  readonly norm1: LayerNorm | RMSNorm;
+  readonly attention: CausalSelfAttention;
+  readonly norm2: LayerNorm | RMSNorm;
+  readonly mlp: MLP;
+
+  constructor(config: BlockConfig, options: ModuleOptions, positions?: RotaryEmbedding) {
+    super();
+    const { nEmbd, norm = "layer", mlpRatio = 4, bias = false, outDeviation } = config;
+    const makeNorm = () => (norm === "rms" ? new RMSNorm(nEmbd, options) : new LayerNorm(nEmbd, { ...options, bias }));
+    this.norm1 = makeNorm();
+    this.attention = new CausalSelfAttention(config, options, positions);
+    this.norm2 = makeNorm();
+    this.mlp = new MLP(nEmbd, { ...options, hidden: mlpRatio * nEmbd, bias, outDeviation });
+  }
+
+  forward(x: Tensor, cache?: AttentionCache): Tensor {
+    const attended = x.add(this.attention.forward(this.norm1.forward(x), cache));
+    return attended.add(this.mlp.forward(this.norm2.forward(attended)));
+  }
+}

@@ -1,0 +1,43 @@
+import { layerNorm } from "../ops/layer-norm/index.js";
+import { rmsNorm } from "../ops/rms-norm/index.js";
+import type { Tensor } from "../tensor/tensor.js";
+import { Module } from "./module.js";
+import { constantParameter, type ModuleOptions } from "./options.js";
+
+/** Rows of zero mean and unit variance, scaled and (by default) shifted. */
+export class LayerNorm extends Module {
+  readonly weight: Tensor;
+  readonly bias: Tensor | undefined;
+
+  constructor(
+    size: number,
+    options: ModuleOptions & { bias?: boolean },
+    readonly epsilon = 1e-5,
+  ) {
+    super();
+    this.weight = constantParameter([size], 1, options);
+    this.bias = (options.bias ?? true) ? constantParameter([size], 0, options) : undefined;
+  }
+
+  forward(x: Tensor): Tensor {
+    return layerNorm(x, this.weight, this.bias, this.epsilon);
+  }
+}
+
+/** Rows of unit mean square, scaled. */
+export class RMSNorm extends Module {
+  readonly weight: Tensor;
+
+  constructor(
+    size: number,
+    options: ModuleOptions,
+    readonly epsilon = 1e-5,
+  ) {
+    super();
+    this.weight = constantParameter([size], 1, options);
+  }
+
+  forward(x: Tensor): Tensor {
+    return rmsNorm(x, this.weight, this.epsilon);
+  }
+}

@@ -1,0 +1,27 @@
+import type { Device } from "../devices/device.js";
+import type { DType } from "../tensor/dtype.js";
+import { defaultGenerator, type Generator } from "../tensor/random.js";
+import { type Shape, sizeOf } from "../tensor/shape.js";
+import { fromValues, type Tensor } from "../tensor/tensor.js";
+import { parameter } from "./module.js";
+
+/** Where and how a module makes its parameters. */
+export interface ModuleOptions {
+  device: Device;
+  /** Of parameters and activations; default "f32". */
+  dtype?: DType;
+  /** Where initial values come from; default: the shared generator (see `manualSeed`). */
+  generator?: Generator;
+}
+
+/** A parameter of normal values. */
+export function normalParameter(shape: Shape, deviation: number, options: ModuleOptions): Tensor {
+  const { device, dtype = "f32", generator = defaultGenerator() } = options;
+  const values = Float32Array.from({ length: sizeOf(shape) }, () => deviation * generator.normal());
+  return parameter(fromValues(device, values, shape, dtype, true));
+}
+
+/** A parameter of one value everywhere. */
+export function constantParameter(shape: Shape, value: number, { device, dtype = "f32" }: ModuleOptions): Tensor {
+  return parameter(fromValues(device, new Float32Array(sizeOf(shape)).fill(value), shape, dtype, true));
+}

@@ -1,0 +1,14 @@
+import type { Tensor } from "../../tensor/tensor.js";
+
+/**
+ * logits [R, V], contiguous, f32; targets [R] i32, contiguous, from 0 to V − 1, or −1 for rows that do not count.
+ * losses [R] f32: log Σ_j exp(logits[j]) − logits[target], 0 where the target is −1. Where `scale` is given, logits are
+ * overwritten by their gradient, (softmax(logits) − onehot(target)) · scale, 0 where the target is −1.
+ */
+export type CrossEntropyRows = (logits: Tensor, targets: Tensor, scale: number | undefined) => Tensor;
+
+export function checkTarget(target: number, row: number, classes: number): void {
+  if (!(target >= -1 && target < classes)) {
+    throw new RangeError(`crossEntropy: targets must be from 0 to ${classes - 1}, or -1, got ${target} at ${row}`);
+  }
+}

@@ -1,0 +1,30 @@
+import type { Tensor } from "../../tensor/tensor.js";
+
+/** Rows of one tensor, contiguous; `weight` and `bias` are of the row's length. LayerNorm centers, RMSNorm does not. */
+export interface NormInputs {
+  /** [rows, width], contiguous, any float dtype. */
+  x: Tensor;
+  /** [width], contiguous, any float dtype. */
+  weight: Tensor;
+  /** [width]; only where rows are centered, and optional there. */
+  bias: Tensor | undefined;
+}
+
+export interface NormPlan {
+  readonly rows: number;
+  readonly width: number;
+  readonly epsilon: number;
+  /** Subtract the mean first. */
+  readonly centered: boolean;
+}
+
+/** output = (x − mean) · rstd · weight + bias, in x's dtype; `statistics` is [rows, 2] f32: mean (0 if not centered), rstd. */
+export type NormForward = (plan: NormPlan, inputs: NormInputs) => { output: Tensor; statistics: Tensor };
+
+/** Gradients in the dtypes of what they belong to. */
+export type NormBackward = (
+  plan: NormPlan,
+  inputs: NormInputs,
+  statistics: Tensor,
+  dOutput: Tensor,
+) => { x: Tensor; weight: Tensor; bias: Tensor | undefined };

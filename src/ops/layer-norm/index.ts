@@ -1,0 +1,56 @@
+import { record } from "../../tensor/tape.js";
+import type { Tensor } from "../../tensor/tensor.js";
+import { operation } from "../operation.js";
+import type { NormPlan } from "./contract.js";
+import * as oracle from "./oracle.js";
+import * as wasm from "./wasm.js";
+
+const forward = operation("norm", { oracle: oracle.normForward, wasm: wasm.normForward });
+const backward = operation("norm backward", { oracle: oracle.normBackward, wasm: wasm.normBackward });
+
+/** The part that layerNorm and rmsNorm share. */
+export function norm(
+  caller: string,
+  x: Tensor,
+  weight: Tensor,
+  bias: Tensor | undefined,
+  centered: boolean,
+  epsilon: number,
+): Tensor {
+  const width = x.shape.at(-1) ?? 0;
+  for (const [name, vector] of Object.entries({ weight, bias })) {
+    if (vector && (vector.shape.length !== 1 || vector.shape[0] !== width)) {
+      throw new RangeError(
+        `${caller}: ${name} must have shape [${width}], as x's last axis, got [${vector.shape.join(", ")}]`,
+      );
+    }
+    if (vector && vector.device !== x.device) throw new TypeError(`${caller}: x and ${name} must be on one device`);
+  }
+  if (!(epsilon > 0)) throw new RangeError(`${caller}: epsilon must be above 0, got ${epsilon}`);
+  if (width === 0)
+    throw new RangeError(`${caller}: x needs a last axis of at least 1, got shape [${x.shape.join(", ")}]`);
+  const plan: NormPlan = { rows: x.size / width, width, epsilon, centered };
+  const inputs = { x: x.contiguous(), weight: weight.contiguous(), bias: bias?.contiguous() };
+  const { output, statistics } = forward(x.device, plan, inputs);
+  const parameters = bias ? [weight, bias] : [weight];
+  const kept = [inputs.x, inputs.weight, statistics, ...(inputs.bias ? [inputs.bias] : [])];
+  record(caller, [x, ...parameters], [output], kept, ([g], [xs, w, s, b]) => {
+    if (!g) return [];
+    const grads = backward(x.device, plan, { x: xs, weight: w, bias: b }, s, g.contiguous());
+    return [grads.x, grads.weight, grads.bias];
+  });
+  return output;
+}
+
+/**
+ * Each row centered and scaled to unit variance: (x − mean) / √(var + epsilon) · weight + bias, over the last axis.
+ *
+ * @param x [..., n], a float dtype; the output has its shape and dtype
+ * @param weight [n]
+ * @param bias [n], optional
+ * @throws RangeError where shapes disagree, TypeError where devices do
+ * Source: Ba, Kiros and Hinton 2016.
+ */
+export function layerNorm(x: Tensor, weight: Tensor, bias?: Tensor, epsilon = 1e-5): Tensor {
+  return norm("layerNorm", x, weight, bias, true, epsilon);
+}

@@ -1,0 +1,14 @@
+import type { Tensor } from "../../tensor/tensor.js";
+import { norm } from "../layer-norm/index.js";
+
+/**
+ * Each row scaled to unit mean square: x / √(mean(x²) + epsilon) · weight, over the last axis.
+ *
+ * @param x [..., n], a float dtype; the output has its shape and dtype
+ * @param weight [n]
+ * @throws RangeError where shapes disagree, TypeError where devices do
+ * Source: Zhang and Sennrich 2019.
+ */
+export function rmsNorm(x: Tensor, weight: Tensor, epsilon = 1e-5): Tensor {
+  return norm("rmsNorm", x, weight, undefined, false, epsilon);
+}

@@ -1,0 +1,291 @@
+import { existsSync, mkdirSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import { loadTokenizer, TokenFile, type Tokenizer, writeFileWhole } from "../data/index.js";
+import type { Device } from "../devices/device.js";
+import { getDevice } from "../devices/get-device.js";
+import { checkVocabulary, evaluate } from "../eval/evaluate.js";
+import { generateText } from "../generate/generate.js";
+import { GPT } from "../models/gpt.js";
+import { loadTensors } from "../models/weight-files.js";
+import { AdamW } from "../nn/adamw.js";
+import type { DType } from "../tensor/dtype.js";
+import { Generator } from "../tensor/random.js";
+import { Scope } from "../tensor/scope.js";
+import { Checkpoints, findCheckpoint, hasCheckpoint, loadTraining, type TrainState } from "./checkpoint.js";
+import { modelConfig, type TrainConfig, trainConfig } from "./config.js";
+import { type Metric, MetricsFile } from "./metrics.js";
+import { reportHtml } from "./report.js";
+import { learningRateAt } from "./schedule.js";
+import { WindowOrder } from "./window-order.js";
+
+export interface TrainOptions {
+  /** The folder that `prepare` wrote: train.bin and val.bin. A resumed run knows it. */
+  data?: string;
+  /** The run folder. */
+  out: string;
+  /** What differs from the defaults. */
+  config?: Partial<TrainConfig>;
+  /** Go on from the last checkpoint of `out`; `config` may then only raise `steps`. Default false. */
+  resume?: boolean;
+  /** Called with everything that is measured. */
+  onMetric?: (metric: Metric) => void;
+  onStart?: (start: TrainStart) => void;
+  /** Aborted: the step in progress is finished and saved. */
+  signal?: AbortSignal;
+}
+
+export interface TrainStart {
+  device: string;
+  parameters: number;
+  steps: number;
+  /** Updates done before. */
+  step: number;
+  tokensPerStep: number;
+  trainTokens: number;
+}
+
+export interface TrainResult {
+  /** Updates done, those before a resume included. */
+  step: number;
+  stopped: "finished" | "aborted";
+  /** Nats per token at the last evaluation, if there was one. */
+  heldOutLoss: number | null;
+  bestLoss: number | null;
+  checkpoint: string;
+  report: string;
+  seconds: number;
+}
+
+/** config.json of a run folder. */
+interface RunFile {
+  version: 1;
+  data: string;
+  train: TrainConfig;
+}
+
+/** A loss that is not a number, or far above its running mean: training stopped before the update that it was for. */
+export class DivergedError extends Error {
+  override name = "DivergedError";
+}
+
+function deviceFor({ device, threads }: TrainConfig): Promise<Device> {
+  const kind = device === "auto" ? undefined : (device as "wasm" | "webgpu" | "oracle");
+  return getDevice(kind, threads > 0 ? { threads } : undefined);
+}
+
+function readRun(out: string): RunFile {
+  const path = join(out, "config.json");
+  try {
+    const run: RunFile = JSON.parse(readFileSync(path, "utf8"));
+    return { ...run, train: trainConfig(run.train) };
+  } catch (error) {
+    throw new Error(`train: cannot resume from ${out}: ${error instanceof Error ? error.message : error}`);
+  }
+}
+
+/** The configuration to run with, and where its data are. */
+function plan({ out, data, config = {}, resume }: TrainOptions): RunFile {
+  if (!resume) {
+    if (data === undefined) throw new TypeError("train: data must be the folder that prepare wrote");
+    if (hasCheckpoint(out)) {
+      throw new Error(`train: ${out} already holds a run; resume it, or name another folder`);
+    }
+    return { version: 1, data, train: trainConfig(config) };
+  }
+  const run = readRun(out);
+  const { steps = run.train.steps, ...others } = config;
+  for (const [name, value] of Object.entries(others)) {
+    if (value !== run.train[name as keyof TrainConfig]) {
+      throw new RangeError(
+        `train: a resumed run keeps its ${name} of ${run.train[name as keyof TrainConfig]}, got ${value}; only steps may change`,
+      );
+    }
+  }
+  return { ...run, data: data ?? run.data, train: trainConfig({ ...run.train, steps }) };
+}
+
+/**
+ * Trains a GPT on prepared text. The run folder gets config.json, metrics.jsonl, report.html and checkpoints. A resumed
+ * run gives the same numbers, bit for bit, as one that was never stopped (same device and threads).
+ *
+ * @throws RangeError, TypeError where an option is out of range; Error where files are missing or damaged;
+ *   DivergedError where the loss is not a number or runs away
+ */
+export async function train(options: TrainOptions): Promise<TrainResult> {
+  const { out, onMetric, onStart, signal, resume = false } = options;
+  const run = plan(options);
+  const config = run.train;
+  using trainFile = TokenFile.open(join(run.data, "train.bin"));
+  using valFile = TokenFile.open(join(run.data, "val.bin"));
+  const { batchSize, accumulate, contextLength, seed, steps } = config;
+  const windows = new WindowOrder(trainFile.length, contextLength + 1, seed);
+  const tokenizer = await loadTokenizer(trainFile.info.tokenizer);
+  const device = await deviceFor(config);
+  const modelShape = modelConfig(config, tokenizer.vocabSize);
+  const generator = new Generator(seed);
+  const model = new GPT(modelShape, { device, dtype: config.dtype as DType, generator });
+  checkVocabulary("train", model, valFile);
+  const optimizer = new AdamW(model.parameters(), config);
+  const random = new Generator(seed + 1);
+  let state: TrainState = { version: 1, step: 0, position: 0, random: random.state, meanLoss: null, bestLoss: null };
+  if (resume) {
+    const last = findCheckpoint(out);
+    loadTensors(join(last, "model.safetensors"), model.parameters());
+    state = loadTraining(last, optimizer);
+    random.state = state.random;
+  }
+  mkdirSync(out, { recursive: true });
+  writeFileWhole(join(out, "config.json"), `${JSON.stringify({ ...run, model: modelShape }, undefined, 2)}\n`);
+  const checkpoints = new Checkpoints(out);
+  const metrics = new MetricsFile(join(out, "metrics.jsonl"), state.step);
+  const tokensPerStep = batchSize * accumulate * contextLength;
+  onStart?.({
+    device: device.description,
+    parameters: model.parameterCount,
+    steps,
+    step: state.step,
+    tokensPerStep,
+    trainTokens: trainFile.length,
+  });
+
+  const add = (metric: Metric) => {
+    metrics.add(metric);
+    onMetric?.(metric);
+  };
+  const reportPath = join(out, "report.html");
+  const report = (running: boolean) => {
+    const summary = [
+      `${model.parameterCount.toLocaleString("en")} parameters, ${modelShape.attention} attention, on ${device.description}.`,
+      `${state.step} of ${steps} updates, ${(state.step * tokensPerStep).toLocaleString("en")} tokens of ${tokenizer.spec.kind}.`,
+      ...(state.bestLoss === null ? [] : [`Lowest held-out loss ${state.bestLoss.toFixed(4)} nats per token.`]),
+    ];
+    const page = { title: `Training ${out}`, summary, config: { ...config, model: modelShape }, metrics: metrics.all };
+    writeFileWhole(reportPath, reportHtml({ ...page, running }));
+  };
+  let heldOutLoss: number | null = null;
+  let checkpoint = resume ? findCheckpoint(out) : "";
+  const save = async (best: boolean) => {
+    checkpoint = await checkpoints.save(model, tokenizer.spec, optimizer, { ...state, random: random.state }, best);
+  };
+
+  const began = performance.now();
+  let aborted = signal?.aborted ?? false;
+  try {
+    while (state.step < steps && !aborted) {
+      const start = performance.now();
+      const learningRate = learningRateAt(state.step, {
+        ...{ peak: config.learningRate, floor: config.minLearningRate },
+        ...{ warmup: config.warmup, steps },
+      });
+      using _ = new Scope();
+      let loss = 0;
+      for (let part = 0; part < accumulate; part++) {
+        using _part = new Scope();
+        const { inputs, targets } = batch(
+          trainFile,
+          windows,
+          state.position + part * batchSize,
+          batchSize,
+          contextLength,
+        );
+        const shape = [batchSize, contextLength];
+        const count = targets.length * accumulate;
+        const partLoss = model.loss(model.ids(inputs, shape), model.ids(targets, shape), {
+          count,
+          recompute: config.recompute,
+        });
+        partLoss.backward();
+        loss += await partLoss.item();
+      }
+      const squaredNorm = optimizer.squaredNorm();
+      const gradientNorm = Math.sqrt(await squaredNorm.item());
+      try {
+        checkProgress(state, loss, gradientNorm, learningRate, checkpoint);
+      } catch (error) {
+        report(false);
+        throw error;
+      }
+      optimizer.update(learningRate, squaredNorm);
+      await device.sync();
+      model.clearGrad();
+      const step = state.step + 1;
+      const meanLoss = state.meanLoss === null ? loss : 0.95 * state.meanLoss + 0.05 * loss;
+      state = { ...state, step, position: state.position + batchSize * accumulate, meanLoss };
+      const tokens = step * tokensPerStep;
+      const tokensPerSecond = (1000 * tokensPerStep) / (performance.now() - start);
+      const memory = device.memory().reserved;
+      add({ kind: "step", step, tokens, loss, learningRate, gradientNorm, tokensPerSecond, memory });
+
+      aborted = signal?.aborted ?? false;
+      const last = step === steps;
+      const due = (every: number) => last || (every > 0 && step % every === 0);
+      let best = false;
+      if (due(config.evalEvery)) {
+        heldOutLoss = (await evaluate(model, valFile, { contextLength, batchSize, batches: config.evalBatches })).loss;
+        best = state.bestLoss === null || heldOutLoss < state.bestLoss;
+        if (best) state = { ...state, bestLoss: heldOutLoss };
+        add({ kind: "eval", step, tokens, loss: heldOutLoss });
+      }
+      if (config.sampleTokens > 0 && due(config.sampleEvery)) {
+        const text = await sample(model, tokenizer, config.sampleTokens, random);
+        add({ kind: "sample", step, tokens, text });
+      }
+      if (best || aborted || due(config.saveEvery)) await save(best);
+      if (due(config.evalEvery) || aborted) report(!last && !aborted);
+      // Timers and signals get their turn: a step on the CPU does not wait for anything.
+      await new Promise((resolve) => setImmediate(resolve));
+      aborted ||= signal?.aborted ?? false;
+    }
+    if (aborted && !existsSync(join(out, "checkpoints", stepName(state.step)))) await save(false);
+    report(false);
+  } finally {
+    optimizer.dispose();
+    model.dispose();
+  }
+  return {
+    step: state.step,
+    stopped: state.step >= steps ? "finished" : "aborted",
+    heldOutLoss,
+    bestLoss: state.bestLoss,
+    checkpoint,
+    report: reportPath,
+    seconds: (performance.now() - began) / 1000,
+  };
+}
+
+const stepName = (step: number) => `step-${String(step).padStart(8, "0")}`;
+
+function batch(file: TokenFile, windows: WindowOrder, position: number, rows: number, length: number) {
+  const inputs = new Int32Array(rows * length);
+  const targets = new Int32Array(rows * length);
+  for (let r = 0; r < rows; r++) {
+    const ids = file.read(windows.start(position + r), length + 1);
+    inputs.set(ids.subarray(0, length), r * length);
+    targets.set(ids.subarray(1), r * length);
+  }
+  return { inputs, targets };
+}
+
+async function sample(model: GPT, tokenizer: Tokenizer, maxTokens: number, random: Generator): Promise<string> {
+  const { text } = await generateText(model, tokenizer, { maxTokens, seed: random, temperature: 0.8 });
+  return text;
+}
+
+/** Throws before the update where the loss says that the run is lost. */
+function checkProgress(state: TrainState, loss: number, norm: number, learningRate: number, checkpoint: string): void {
+  const place = checkpoint === "" ? "no checkpoint was saved before it" : `the last good checkpoint is ${checkpoint}`;
+  const step = state.step + 1;
+  if (!Number.isFinite(loss) || !Number.isFinite(norm)) {
+    const what = Number.isFinite(loss) ? `the gradients' norm is ${norm}` : `the loss is ${loss}`;
+    const cause =
+      state.meanLoss !== null && state.step > 0
+        ? `the learning rate (${learningRate}) is most likely too high`
+        : "the first step failed, so the data or initial weights are at fault, not the learning rate";
+    throw new DivergedError(`train: at step ${step} ${what}; ${cause}; ${place}`);
+  }
+  if (state.meanLoss !== null && state.step > 20 && loss > 2 * state.meanLoss + 2) {
+    throw new DivergedError(
+      `train: at step ${step} the loss is ${loss.toFixed(3)}, its mean was ${state.meanLoss.toFixed(3)}: it diverges; the learning rate (${learningRate}) is most likely too high; ${place}`,
+    );
+  }
+}
