@@ -1,5 +1,6 @@
 export type { Device, DeviceKind, DeviceMemory } from "./devices/device.js";
 export { type DeviceOptions, getDevice } from "./devices/get-device.js";
+export { fromGPUBuffer, gpuBuffer } from "./devices/webgpu/interop.js";
 export { expandedDim } from "./feature-map.js";
 export type { Unnormalised } from "./ops/chunk-attention/contract.js";
 export { chunkAttention } from "./ops/chunk-attention/index.js";

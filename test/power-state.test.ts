@@ -161,20 +161,21 @@ describe.each(READY.step)("PowerState on %s", async (kind) => {
       const x = place(device, randomInputs(base).inputs);
       const state = make({ foldLength });
       await walk(state, x, new Array(tokens).fill(1));
-      return { x, state, bytes: state.toSafetensors() };
+      return { x, state, bytes: await state.toSafetensorsAsync() };
     };
 
     it.each([0, 1, 4, 5, 9])("after %i tokens: loads on every device and goes on as before", async (tokens) => {
       const { x, state, bytes } = await saved(tokens);
-      expect(await state.toSafetensorsAsync()).toEqual(bytes);
-      expect(state.clone().toSafetensors()).toEqual(bytes);
+      if (device.readNow) expect(state.toSafetensors()).toEqual(bytes);
+      else expect(() => state.toSafetensors()).toThrow(/must read at once, got webgpu; use await toSafetensorsAsync/);
+      expect(await state.clone().toSafetensorsAsync()).toEqual(bytes);
       const whole = await powerFull(x.q, x.k, x.v, { logG: x.logG }).data();
       for (const other of READY.step) {
         const there = await getDevice(other);
         using loaded = PowerState.fromSafetensors(bytes, { device: there });
         expect(loaded.device).toBe(there);
         expect([loaded.tokens, loaded.bytes, loaded.degree, loaded.foldLength]).toEqual([tokens, state.bytes, 2, 4]);
-        expect(loaded.toSafetensors()).toEqual(bytes);
+        expect(await loaded.toSafetensorsAsync()).toEqual(bytes);
         const onThere = place(there, randomInputs(base).inputs);
         const rest = await walk(loaded, onThere, new Array(23 - tokens).fill(1), {}, tokens);
         for (const b of [0, 1]) {
@@ -272,7 +273,9 @@ describe.each(READY.step)("PowerState on %s", async (kind) => {
       ],
       ["option of empty", () => make({ heads: 2 } as object), /PowerState.empty: options are device, .*, got "heads"/],
     ];
-    it.each(bad)("%s", (_, call, message) => expect(call).toThrow(message));
+    // Gates above 1 are only found where reading is synchronous.
+    const found = bad.filter(([name]) => device.readNow || name !== "gates");
+    it.each(found)("%s", (_, call, message) => expect(call).toThrow(message));
 
     it("tensors of another device", () => {
       const other = new OracleDevice();
@@ -287,9 +290,9 @@ describe.each(READY.step)("PowerState on %s", async (kind) => {
       const y = place(device, randomInputs(base).inputs);
       using state = make({ foldLength: 4 });
       await walk(state, y, new Array(9).fill(1));
-      const before = state.toSafetensors();
+      const before = await state.toSafetensorsAsync();
       expect(() => state.step(tokens.q, tokens.k, y.v)).toThrow();
-      expect(state.toSafetensors()).toEqual(before);
+      expect(await state.toSafetensorsAsync()).toEqual(before);
     });
   });
 });

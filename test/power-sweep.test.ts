@@ -1,8 +1,10 @@
 import { describe, it } from "vitest";
+import type { DeviceKind } from "../src/devices/device.js";
 import { getDevice } from "../src/devices/get-device.js";
+import type { WebGpuDevice } from "../src/devices/webgpu/device.js";
 import { expectSame, type Problem, randomInputs, solve } from "./attention.js";
-import { others, READY } from "./devices.js";
-import { attentionTolerance, degreeAllowance } from "./tolerances.js";
+import { hasAdapter, others, READY } from "./devices.js";
+import { attentionTolerance, degreeAllowance, IN_F16 } from "./tolerances.js";
 
 /**
  * Every device against the oracle, outputs and all gradients, in memory poisoned with NaN. Lengths around a chunk's and
@@ -91,18 +93,25 @@ function* sweep(): Generator<[string, Problem]> {
 describe("powerFull against the oracle", () => {
   const kinds = others(READY.powerFull);
   if (kinds.length === 0) it.skip("no device besides the oracle has the kernels");
-  for (const kind of kinds) {
-    describe(`on ${kind}`, async () => {
-      const [device, oracle] = [await getDevice(kind), await getDevice("oracle")];
-      it.each([...sweep()])("%s", async (_, problem) => {
+  // Where a GPU has matrix units half formats meet in f16 there, and the portable kernels are a device of their own.
+  const variants: { kind: DeviceKind; portable?: boolean }[] = kinds.map((kind) => ({ kind }));
+  if (hasAdapter) variants.push({ kind: "webgpu", portable: true });
+  for (const { kind, portable } of variants) {
+    describe(`on ${kind}${portable ? ", portable kernels" : ""}`, async () => {
+      const oracle = await getDevice("oracle");
+      const device = await getDevice(kind, portable ? { portable } : undefined);
+      const inF16 = !portable && (device as Partial<WebGpuDevice>).matrixUnits !== undefined;
+      const problems = [...sweep()].filter(([, { dtype }]) => !portable || dtype !== "f32");
+      it.each(problems)("%s", async (_, problem) => {
         const arrays = randomInputs(problem);
         const truth = await solve(oracle, problem, arrays);
         expectSame(await solve(device, problem, arrays), truth, (name) => {
+          const what = name.startsWith("d") ? "gradient" : "output";
+          if (inF16 && problem.dtype !== "f32") return degreeAllowance(problem.degree) * IN_F16[what];
           // States, gates and their gradients are f32 whatever the inputs are.
           const half = !["s", "z", "ds", "dz", "dlogG"].includes(name);
           const dtype = half ? (problem.dtype ?? "f32") : "f32";
-          const tolerance = attentionTolerance(kind, dtype, name.startsWith("d") ? "gradient" : "output");
-          return degreeAllowance(problem.degree) * tolerance;
+          return degreeAllowance(problem.degree) * attentionTolerance(kind, dtype, what);
         });
       });
     });

@@ -25,7 +25,7 @@ test("the entry point exports what the documentation names", () => {
     [
       ...["powerFull", "powerAttention", "PowerState", "softmaxAttention", "chooseChunkSize"],
       ...["chunkState", "stateScan", "chunkAttention", "queryState", "featureMap", "expandedDim"],
-      ...["getDevice", "Tensor", "tensor", "zeros", "ones", "randn", "uniform"],
+      ...["getDevice", "fromGPUBuffer", "gpuBuffer", "Tensor", "tensor", "zeros", "ones", "randn", "uniform"],
       ...["manualSeed", "defaultGenerator", "Generator", "noGrad", "scope", "Scope"],
       ...["add", "sub", "mul", "div", "equal", "matmul", "sum", "mean", "max", "sumTo"],
       ...["neg", "exp", "log", "sqrt", "abs", "square", "tanh", "sigmoid", "logSigmoid", "relu", "gelu", "silu"],

@@ -1,28 +1,42 @@
 import type { Device, DeviceKind } from "./device.js";
 import { OracleDevice } from "./oracle.js";
 import { WasmDevice, type WasmOptions } from "./wasm/device.js";
+import { findAdapter } from "./webgpu/adapter.js";
+import { WebGpuDevice, type WebGpuOptions } from "./webgpu/device.js";
 
-export type DeviceOptions = WasmOptions;
+export type DeviceOptions = WasmOptions & WebGpuOptions;
+
+/** Whether a GPU, where there is one, is the default. */
+const PREFER_WEBGPU = false;
 
 const made = new Map<DeviceKind, Promise<Device>>();
 
 /**
  * The device to make tensors on. Without a kind: the fastest there is (today `wasm`). Called without options it
- * gives the same device each time; with options it makes a new one.
+ * gives the same device each time, a new one where a GPU was lost; with options it makes a new one.
  *
- * @param kind `"wasm"` (CPU, WebAssembly with threads) or `"oracle"` (float64, slow, for tests and doubt)
- * @param options threads and memory for wasm; `check` stops at the first operation that produces a NaN
+ * @param kind `"wasm"` (CPU, WebAssembly with threads), `"webgpu"` (GPU) or `"oracle"` (float64, slow, for tests and doubt)
+ * @param options threads and memory for wasm; `device` (a GPUDevice to use) and `powerPreference` for webgpu; `check`
+ *   stops at the first operation that produces a NaN
  * @throws Error where the kind is not available here; there is no fallback to another kind
  */
-export async function getDevice(kind: DeviceKind = "wasm", options?: DeviceOptions): Promise<Device> {
+export async function getDevice(kind?: DeviceKind, options?: DeviceOptions): Promise<Device> {
+  kind ??= PREFER_WEBGPU && (await findAdapter()) ? "webgpu" : "wasm";
   if (options !== undefined) return create(kind, options);
-  let device = made.get(kind);
-  if (!device) {
-    device = create(kind, {});
-    made.set(kind, device);
-    device.catch(() => made.delete(kind));
+  const known = made.get(kind);
+  if (known && !(await isLost(known))) return known;
+  // Another caller may have replaced a lost device meanwhile.
+  if (made.get(kind) === known) {
+    const fresh = create(kind, {});
+    made.set(kind, fresh);
+    fresh.catch(() => made.delete(kind));
   }
-  return device;
+  return made.get(kind)!;
+}
+
+async function isLost(device: Promise<Device>): Promise<boolean> {
+  const made = await device;
+  return made instanceof WebGpuDevice && made.lost !== undefined;
 }
 
 async function create(kind: DeviceKind, options: DeviceOptions): Promise<Device> {
@@ -32,7 +46,7 @@ async function create(kind: DeviceKind, options: DeviceOptions): Promise<Device>
     case "wasm":
       return WasmDevice.create(options);
     case "webgpu":
-      throw new Error('getDevice: "webgpu" is not available in this version; use "wasm"');
+      return WebGpuDevice.create(options);
     default:
       throw new RangeError(`getDevice: kind must be "oracle", "wasm" or "webgpu", got ${JSON.stringify(kind)}`);
   }

@@ -15,15 +15,17 @@ import { innermost, toUpstream } from "../power-attention/views.js";
 import type { ChunkAttentionBackward, ChunkAttentionForward, Unnormalised } from "./contract.js";
 import { chunkAttentionOracle, chunkAttentionOracleBackward } from "./oracle.js";
 import { chunkAttentionWasm, chunkAttentionWasmBackward } from "./wasm.js";
+import { chunkAttentionBackwardWebGpu, chunkAttentionWebGpu } from "./webgpu.js";
 
 export const chunkAttentionForward = operation<Parameters<ChunkAttentionForward>, Unnormalised>("chunkAttention", {
   oracle: chunkAttentionOracle,
   wasm: chunkAttentionWasm,
+  webgpu: chunkAttentionWebGpu,
 });
 
 export const chunkAttentionBackward = operation<Parameters<ChunkAttentionBackward>, ReturnType<ChunkAttentionBackward>>(
   "chunkAttention backward",
-  { oracle: chunkAttentionOracleBackward, wasm: chunkAttentionWasmBackward },
+  { oracle: chunkAttentionOracleBackward, wasm: chunkAttentionWasmBackward, webgpu: chunkAttentionBackwardWebGpu },
 );
 
 /**

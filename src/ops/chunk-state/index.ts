@@ -16,15 +16,17 @@ import { innermost, toUpstream } from "../power-attention/views.js";
 import type { ChunkStateBackward, ChunkStateForward, ChunkStates } from "./contract.js";
 import { chunkStateOracle, chunkStateOracleBackward } from "./oracle.js";
 import { chunkStateWasm, chunkStateWasmBackward } from "./wasm.js";
+import { chunkStateBackwardWebGpu, chunkStateWebGpu } from "./webgpu.js";
 
 export const chunkStateForward = operation<Parameters<ChunkStateForward>, ChunkStates>("chunkState", {
   oracle: chunkStateOracle,
   wasm: chunkStateWasm,
+  webgpu: chunkStateWebGpu,
 });
 
 export const chunkStateBackward = operation<Parameters<ChunkStateBackward>, ReturnType<ChunkStateBackward>>(
   "chunkState backward",
-  { oracle: chunkStateOracleBackward, wasm: chunkStateWasmBackward },
+  { oracle: chunkStateOracleBackward, wasm: chunkStateWasmBackward, webgpu: chunkStateBackwardWebGpu },
 );
 
 /**

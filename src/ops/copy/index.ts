@@ -6,13 +6,14 @@ import type { Tensor } from "../../tensor/tensor.js";
 import { operation, sameKind } from "../operation.js";
 import * as oracle from "./oracle.js";
 import * as wasm from "./wasm.js";
+import * as webgpu from "./webgpu.js";
 
 const kernels = {
-  contiguous: operation("contiguous", { oracle: oracle.contiguous, wasm: wasm.contiguous }),
-  full: operation("full", { oracle: oracle.full, wasm: wasm.full }),
-  pad: operation("pad", { oracle: oracle.pad, wasm: wasm.pad }),
-  concat: operation("concat", { oracle: oracle.concat, wasm: wasm.concat }),
-  cast: operation("cast", { oracle: oracle.cast, wasm: wasm.cast }),
+  contiguous: operation("contiguous", { oracle: oracle.contiguous, wasm: wasm.contiguous, webgpu: webgpu.contiguous }),
+  full: operation("full", { oracle: oracle.full, wasm: wasm.full, webgpu: webgpu.full }),
+  pad: operation("pad", { oracle: oracle.pad, wasm: wasm.pad, webgpu: webgpu.pad }),
+  concat: operation("concat", { oracle: oracle.concat, wasm: wasm.concat, webgpu: webgpu.concat }),
+  cast: operation("cast", { oracle: oracle.cast, wasm: wasm.cast, webgpu: webgpu.cast }),
 };
 
 /** A copy with row-major strides. */

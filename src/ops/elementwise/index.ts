@@ -6,6 +6,7 @@ import { sumTo } from "../reduce/index.js";
 import { type BinaryName, type GradName, savedForGrad, type UnaryName } from "./contract.js";
 import * as oracle from "./oracle.js";
 import * as wasm from "./wasm.js";
+import * as webgpu from "./webgpu.js";
 
 const INTEGER_UNARY: readonly UnaryName[] = ["neg", "square"];
 const INTEGER_BINARY: readonly BinaryName[] = ["add", "sub", "mul", "equal"];
@@ -17,6 +18,7 @@ function unary(name: UnaryName, backward?: { saved: "input" | "output" | "none";
   const run = operation(name, {
     oracle: (x: Tensor) => oracle.mapOne(name, x),
     wasm: (x: Tensor) => wasm.mapOne(name, x),
+    webgpu: (x: Tensor) => webgpu.mapOne(name, x),
   });
   const rule = backward?.rule ?? gradKernel(name as GradName);
   const saved = backward?.saved ?? savedForGrad[name as GradName];
@@ -32,6 +34,7 @@ function gradKernel(name: GradName): Backward {
   const run = operation(`${name} (gradient)`, {
     oracle: (g: Tensor, x: Tensor) => oracle.mapGrad(name, g, x),
     wasm: (g: Tensor, x: Tensor) => wasm.mapGrad(name, g, x),
+    webgpu: (g: Tensor, x: Tensor) => webgpu.mapGrad(name, g, x),
   });
   return (g, x) => run(g.device, g, x);
 }
@@ -63,10 +66,12 @@ function binary(name: BinaryName) {
   const two = operation(name, {
     oracle: (a: Tensor, b: Tensor) => oracle.mapTwo(name, a, b),
     wasm: (a: Tensor, b: Tensor) => wasm.mapTwo(name, a, b),
+    webgpu: (a: Tensor, b: Tensor) => webgpu.mapTwo(name, a, b),
   });
   const one = operation(name, {
     oracle: (x: Tensor, n: number, reversed: boolean) => oracle.mapNumber(name, x, n, reversed),
     wasm: (x: Tensor, n: number, reversed: boolean) => wasm.mapNumber(name, x, n, reversed),
+    webgpu: (x: Tensor, n: number, reversed: boolean) => webgpu.mapNumber(name, x, n, reversed),
   });
   return (a: Tensor | number, b: Tensor | number): Tensor => {
     const x = typeof a === "number" ? b : a;

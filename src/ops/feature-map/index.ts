@@ -7,15 +7,18 @@ import { toUpstream } from "../power-attention/views.js";
 import type { FeatureMapBackward, FeatureMapForward } from "./contract.js";
 import { featureMapOracle, featureMapOracleBackward } from "./oracle.js";
 import { featureMapWasm, featureMapWasmBackward } from "./wasm.js";
+import { featureMapBackwardWebGpu, featureMapWebGpu } from "./webgpu.js";
 
 export const featureMapForward = operation<Parameters<FeatureMapForward>, Tensor>("featureMap", {
   oracle: featureMapOracle,
   wasm: featureMapWasm,
+  webgpu: featureMapWebGpu,
 });
 
 export const featureMapBackward = operation<Parameters<FeatureMapBackward>, Tensor>("featureMap backward", {
   oracle: featureMapOracleBackward,
   wasm: featureMapWasmBackward,
+  webgpu: featureMapBackwardWebGpu,
 });
 
 /**

@@ -5,8 +5,9 @@ import { floatOnly, operation, sameKind } from "../operation.js";
 import { sumTo } from "../reduce/index.js";
 import * as oracle from "./oracle.js";
 import * as wasm from "./wasm.js";
+import * as webgpu from "./webgpu.js";
 
-const run = operation("matmul", { oracle: oracle.matmul, wasm: wasm.matmul });
+const run = operation("matmul", { oracle: oracle.matmul, wasm: wasm.matmul, webgpu: webgpu.matmul });
 
 /**
  * Matrix product over the last two axes: out[…, i, j] = Σ_l a[…, i, l] · b[…, l, j]. Leading axes broadcast.

@@ -22,15 +22,17 @@ import { checkChunkStates } from "../state-scan/index.js";
 import type { QueryStateBackward, QueryStateForward } from "./contract.js";
 import { queryStateOracle, queryStateOracleBackward } from "./oracle.js";
 import { queryStateWasm, queryStateWasmBackward } from "./wasm.js";
+import { queryStateBackwardWebGpu, queryStateWebGpu } from "./webgpu.js";
 
 export const queryStateForward = operation<Parameters<QueryStateForward>, Unnormalised>("queryState", {
   oracle: queryStateOracle,
   wasm: queryStateWasm,
+  webgpu: queryStateWebGpu,
 });
 
 export const queryStateBackward = operation<Parameters<QueryStateBackward>, ReturnType<QueryStateBackward>>(
   "queryState backward",
-  { oracle: queryStateOracleBackward, wasm: queryStateWasmBackward },
+  { oracle: queryStateOracleBackward, wasm: queryStateWasmBackward, webgpu: queryStateBackwardWebGpu },
 );
 
 /**

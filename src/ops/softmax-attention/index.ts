@@ -6,15 +6,17 @@ import { innermost, toUpstream } from "../power-attention/views.js";
 import type { SoftmaxBackward, SoftmaxForward } from "./contract.js";
 import { softmaxOracle, softmaxOracleBackward } from "./oracle.js";
 import { softmaxWasm, softmaxWasmBackward } from "./wasm/index.js";
+import { softmaxBackwardWebGpu, softmaxWebGpu } from "./webgpu.js";
 
 export const softmaxForward = operation<Parameters<SoftmaxForward>, ReturnType<SoftmaxForward>>("softmaxAttention", {
   oracle: softmaxOracle,
   wasm: softmaxWasm,
+  webgpu: softmaxWebGpu,
 });
 
 export const softmaxBackward = operation<Parameters<SoftmaxBackward>, ReturnType<SoftmaxBackward>>(
   "softmaxAttention backward",
-  { oracle: softmaxOracleBackward, wasm: softmaxWasmBackward },
+  { oracle: softmaxOracleBackward, wasm: softmaxWasmBackward, webgpu: softmaxBackwardWebGpu },
 );
 
 /**

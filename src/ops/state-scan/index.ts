@@ -18,15 +18,17 @@ import { toUpstream } from "../power-attention/views.js";
 import type { ScanPlan, StateScanBackward, StateScanForward, StateScanResult } from "./contract.js";
 import { stateScanOracle, stateScanOracleBackward } from "./oracle.js";
 import { stateScanWasm, stateScanWasmBackward } from "./wasm.js";
+import { stateScanBackwardWebGpu, stateScanWebGpu } from "./webgpu.js";
 
 export const stateScanForward = operation<Parameters<StateScanForward>, StateScanResult>("stateScan", {
   oracle: stateScanOracle,
   wasm: stateScanWasm,
+  webgpu: stateScanWebGpu,
 });
 
 export const stateScanBackward = operation<Parameters<StateScanBackward>, ReturnType<StateScanBackward>>(
   "stateScan backward",
-  { oracle: stateScanOracleBackward, wasm: stateScanWasmBackward },
+  { oracle: stateScanOracleBackward, wasm: stateScanWasmBackward, webgpu: stateScanBackwardWebGpu },
 );
 
 interface ScanOptions {

@@ -2,10 +2,16 @@ import { operation } from "../operation.js";
 import type { FoldTail, StepForward } from "./contract.js";
 import { foldTailOracle, stepOracle } from "./oracle.js";
 import { foldTailWasm, stepWasm } from "./wasm.js";
+import { foldTailWebGpu, stepWebGpu } from "./webgpu.js";
 
 export const stepForward = operation<Parameters<StepForward>, ReturnType<StepForward>>("step", {
   oracle: stepOracle,
   wasm: stepWasm,
+  webgpu: stepWebGpu,
 });
 
-export const foldTail = operation<Parameters<FoldTail>, void>("fold", { oracle: foldTailOracle, wasm: foldTailWasm });
+export const foldTail = operation<Parameters<FoldTail>, void>("fold", {
+  oracle: foldTailOracle,
+  wasm: foldTailWasm,
+  webgpu: foldTailWebGpu,
+});

@@ -1,0 +1,493 @@
+import {
+  DTYPE_BYTES,
+  type DType,
+  fromBF16Bits,
+  fromF16Bits,
+  type TypedArray,
+  toBF16Bits,
+  toF16Bits,
+} from "../../tensor/dtype.js";
+import type { Tensor } from "../../tensor/tensor.js";
+import { Device, type DeviceMemory, Storage } from "../device.js";
+import { describeAdapter, findAdapter, requestDevice } from "./adapter.js";
+import { explainCompilation, type KernelSource, kernelKey, originField, shaderOf } from "./kernel.js";
+import { type MatrixUnits, matrixUnits } from "./matrix-units.js";
+import { BufferPool, poolSize } from "./pool.js";
+import { Recorder } from "./recorder.js";
+
+export interface WebGpuOptions {
+  /** A device made elsewhere, used with whatever features and limits it has. Default: one of our own. */
+  device?: GPUDevice;
+  /** Which adapter, where there are several. Default "high-performance". */
+  powerPreference?: GPUPowerPreference;
+  /** Leave matrix units alone, as on a GPU without them. Default false. */
+  portable?: boolean;
+  /** Most bytes that tensors may take together. Default: what the GPU has. */
+  maxMemory?: number;
+  /** Name the first operation that produced a NaN at the next read or sync. Default false. */
+  check?: boolean;
+}
+
+const MAP_READ = 0x01;
+const COPY_DST = 0x08;
+
+const mib = (bytes: number) => `${(bytes / 2 ** 20).toFixed(1)} MiB`;
+
+export class WebGpuStorage extends Storage {
+  constructor(
+    readonly device: WebGpuDevice,
+    readonly dtype: DType,
+    readonly length: number,
+    readonly buffer: GPUBuffer,
+    /** Of our pool; a caller's buffer is not ours to reuse. */
+    private readonly pooled: boolean,
+    /** Where the values begin in a caller's buffer, in bytes. */
+    readonly byteOffset = 0,
+  ) {
+    super();
+  }
+
+  protected override free(): void {
+    if (this.pooled) this.device.giveBack(this.buffer);
+  }
+}
+
+interface Kernel {
+  pipeline: GPUComputePipeline;
+  layout: GPUBindGroupLayout;
+}
+
+/** What a kernel is given: tensors by binding, parameters by name, and workgroups in up to three dimensions. */
+export interface Dispatch {
+  tensors: Record<string, Tensor>;
+  parameters: Record<string, number>;
+  workgroups: readonly number[];
+}
+
+/** A GPU through WebGPU: kernels are WGSL made from plans, work is recorded and submitted in batches. */
+export class WebGpuDevice extends Device {
+  readonly kind = "webgpu";
+  /** What WebGPU tells of its memory is the largest buffer: no tensor, and so no state, can be larger. */
+  override readonly memoryLimit: number;
+  readonly #poolLimit: number;
+  readonly description: string;
+  /** The shape that tensor-core kernels are made for; undefined where kernels are the portable ones. */
+  readonly matrixUnits: MatrixUnits | undefined;
+  readonly #kernels = new Map<string, Kernel>();
+  readonly #constants = new Map<string, Tensor>();
+  readonly #pool: BufferPool;
+  readonly #recorder: Recorder;
+  /** Error scopes that have not answered yet. */
+  readonly #pending = new Set<Promise<void>>();
+  #failure: Error | undefined;
+  /** An error that nobody asked for: often a consequence of the failure. */
+  #uncaptured: Error | undefined;
+  #lost: string | undefined;
+  /** Check mode: the operations since the last look, and a word that holds the first that made a NaN. */
+  #checked: string[] = [];
+  #verdict: WebGpuStorage | undefined;
+
+  private constructor(
+    readonly gpu: GPUDevice,
+    info: GPUAdapterInfo | undefined,
+    private readonly own: boolean,
+    options: WebGpuOptions,
+  ) {
+    super();
+    this.#poolLimit = options.maxMemory ?? Number.POSITIVE_INFINITY;
+    this.memoryLimit = Math.min(this.#poolLimit, gpu.limits.maxBufferSize);
+    this.check = options.check ?? false;
+    this.matrixUnits = options.portable ? undefined : matrixUnits(gpu, info);
+    const units = this.matrixUnits;
+    const extras = ["shader-f16", "subgroups"].filter((feature) => gpu.features.has(feature));
+    if (units) extras.push(`matrix units ${units.M}×${units.N}×${units.K}`);
+    this.description = `webgpu (${[describeAdapter(info), ...extras].join(", ")})`;
+    this.#pool = new BufferPool((size, usage) => this.#createBuffer(size, usage));
+    this.#recorder = new Recorder(gpu);
+    gpu.lost.then(({ reason, message }) => {
+      this.#lost = `${reason}${message ? `: ${message}` : ""}`;
+    });
+    if (own) {
+      gpu.addEventListener("uncapturederror", (event) => {
+        event.preventDefault();
+        this.#uncaptured ??= new Error(`webgpu: ${(event as GPUUncapturedErrorEvent).error.message}`);
+      });
+    }
+  }
+
+  override readonly check: boolean;
+
+  static async create(options: WebGpuOptions = {}): Promise<WebGpuDevice> {
+    if (options.device) {
+      const { device } = options;
+      const info = (device as { adapterInfo?: GPUAdapterInfo }).adapterInfo;
+      return new WebGpuDevice(device, info, false, options);
+    }
+    const adapter = await findAdapter(options.powerPreference);
+    if (!adapter) {
+      throw new Error(
+        'getDevice: "webgpu" needs an adapter, and none was found; in Node install the package webgpu and a Vulkan, ' +
+          'Metal or Direct3D driver, in a browser use one with WebGPU, or use getDevice("wasm")',
+      );
+    }
+    return new WebGpuDevice(await requestDevice(adapter), adapter.info, true, options);
+  }
+
+  /** Why the device is gone, or undefined while it works. */
+  get lost(): string | undefined {
+    return this.#lost;
+  }
+
+  /** Asks the device for the errors of what `make` does, without waiting. */
+  #watch<T>(filter: GPUErrorFilter, make: () => T, explain: (error: GPUError) => Promise<Error> | Error): T {
+    this.gpu.pushErrorScope(filter);
+    try {
+      return make();
+    } finally {
+      const answer: Promise<void> = this.gpu
+        .popErrorScope()
+        .then(async (error) => {
+          if (error) this.#failure ??= await explain(error);
+        })
+        .catch(() => {}) // the device is lost, which is reported as such
+        .finally(() => this.#pending.delete(answer));
+      this.#pending.add(answer);
+    }
+  }
+
+  #throwIfLost(): void {
+    if (this.#lost === undefined) return;
+    throw new Error(
+      `webgpu: the device was lost (${this.#lost}) and its tensors with it; getDevice("webgpu") makes a new one`,
+    );
+  }
+
+  #throwFailure(): void {
+    this.#throwIfLost();
+    const failure = this.#failure ?? this.#uncaptured;
+    this.#failure = undefined;
+    this.#uncaptured = undefined;
+    if (failure) throw failure;
+  }
+
+  #createBuffer(size: number, usage: number): GPUBuffer {
+    const { maxBufferSize } = this.gpu.limits;
+    if (size > maxBufferSize) {
+      throw new RangeError(
+        `webgpu: one buffer holds at most ${mib(maxBufferSize)} on this adapter, and ${mib(size)} are needed; ` +
+          "make the batch or the sequence smaller",
+      );
+    }
+    return this.#watch(
+      "out-of-memory",
+      () => this.gpu.createBuffer({ size, usage }),
+      () =>
+        new RangeError(
+          `webgpu: out of memory: ${mib(size)} more were needed beside ${mib(this.#pool.used)} in use. ` +
+            "Free tensors with scope() or dispose(), make the batch or sequence smaller, or raise chunkSize (fewer states)",
+        ),
+    );
+  }
+
+  allocate(dtype: DType, length: number): Storage {
+    this.#throwIfLost();
+    const size = poolSize(length * DTYPE_BYTES[dtype]);
+    if (this.#pool.reserved + this.#pool.wants(size) > this.#poolLimit) {
+      this.#recorder.submit();
+      this.#pool.trim();
+      if (this.#pool.reserved + size > this.#poolLimit) {
+        throw new RangeError(
+          `webgpu: a tensor of ${length} ${dtype} values needs ${mib(size)}; ${mib(this.#pool.used)} of at most ` +
+            `${mib(this.#poolLimit)} are in use. Free tensors with scope() or dispose(), make the batch or sequence ` +
+            "smaller, or raise maxMemory",
+        );
+      }
+    }
+    return new WebGpuStorage(this, dtype, length, this.#pool.take(size), true);
+  }
+
+  giveBack(buffer: GPUBuffer): void {
+    if (this.#lost === undefined) this.#pool.give(buffer);
+  }
+
+  write(storage: Storage, values: ArrayLike<number>): void {
+    this.#throwIfLost();
+    const target = storage as WebGpuStorage;
+    const { dtype } = target;
+    const bytes = Math.ceil((values.length * DTYPE_BYTES[dtype]) / 4) * 4;
+    if (bytes === 0) return;
+    const data = new ArrayBuffer(bytes);
+    if (dtype === "f32") new Float32Array(data).set(values);
+    else if (dtype === "i32") new Int32Array(data).set(values);
+    else {
+      const bits = new Uint16Array(data);
+      const convert = dtype === "bf16" ? toBF16Bits : toF16Bits;
+      for (let k = 0; k < values.length; k++) bits[k] = convert(values[k]);
+    }
+    this.#beforeWrite();
+    this.#recorder.write(target.buffer, target.byteOffset, data, 0, bytes);
+  }
+
+  /** A write overtakes what is recorded, and a pooled buffer may be in use there under another name. */
+  #beforeWrite(): void {
+    if (!this.#recorder.isEmpty) this.#recorder.submit();
+  }
+
+  async read(storage: Storage, offset: number, length: number): Promise<TypedArray> {
+    const { buffer, dtype, byteOffset } = storage as WebGpuStorage;
+    const start = byteOffset + offset * DTYPE_BYTES[dtype];
+    const from = Math.floor(start / 4) * 4;
+    const end = Math.ceil((start + length * DTYPE_BYTES[dtype]) / 4) * 4;
+    const data = await this.#download(buffer, from, Math.max(end - from, 4));
+    if (dtype === "f32") return new Float32Array(data, start - from, length);
+    if (dtype === "i32") return new Int32Array(data, start - from, length);
+    const convert = dtype === "bf16" ? fromBF16Bits : fromF16Bits;
+    return Float32Array.from(new Uint16Array(data, start - from, length), convert);
+  }
+
+  async #download(buffer: GPUBuffer, offset: number, bytes: number): Promise<ArrayBuffer> {
+    this.#throwIfLost();
+    const landing = this.#createBuffer(bytes, MAP_READ | COPY_DST);
+    this.#recorder.copy(buffer, offset, landing, 0, bytes);
+    this.#recorder.submit();
+    try {
+      await Promise.all([...this.#pending, landing.mapAsync(1)]);
+      this.#throwFailure();
+      const data = landing.getMappedRange().slice(0);
+      await this.#throwNaN();
+      return data;
+    } catch (error) {
+      await this.gpu.queue.onSubmittedWorkDone().catch(() => {}); // lets `lost` arrive before the blame is laid
+      await Promise.all(this.#pending);
+      this.#throwFailure();
+      throw error;
+    } finally {
+      landing.destroy();
+    }
+  }
+
+  async sync(): Promise<void> {
+    this.#throwIfLost();
+    this.#recorder.submit();
+    await this.gpu.queue.onSubmittedWorkDone().catch(() => {});
+    await Promise.all(this.#pending);
+    this.#throwFailure();
+    await this.#throwNaN();
+  }
+
+  /** Copies whole contiguous tensors of one size in bytes, in the order of the dispatches around it. */
+  copy(from: Tensor, to: Tensor): void {
+    const [source, target] = [from.storage as WebGpuStorage, to.storage as WebGpuStorage];
+    const place = (x: Tensor, { byteOffset }: WebGpuStorage) => byteOffset + x.offset * DTYPE_BYTES[x.dtype];
+    const bytes = Math.ceil(from.byteLength / 4) * 4;
+    if (bytes === 0) return;
+    this.#recorder.copy(source.buffer, place(from, source), target.buffer, place(to, target), bytes);
+  }
+
+  /** Sets a tensor that owns its buffer to zeros. */
+  clear(tensor: Tensor): void {
+    this.#recorder.clear((tensor.storage as WebGpuStorage).buffer);
+  }
+
+  /** Submits what is recorded, without waiting. */
+  flush(): void {
+    this.#throwIfLost();
+    this.#recorder.submit();
+  }
+
+  memory(): DeviceMemory {
+    return { used: this.#pool.used, peak: this.#pool.peak, reserved: this.#pool.reserved };
+  }
+
+  resetPeak(): void {
+    this.#pool.peak = this.#pool.used;
+  }
+
+  dispose(): void {
+    if (this.#lost !== undefined) return;
+    this.#recorder.submit();
+    this.#pool.trim();
+    this.#recorder.dispose();
+    if (this.own) this.gpu.destroy();
+  }
+
+  /** A tensor that kernels read and plans determine (a table of monomials), made once and kept. */
+  constant(key: string, make: () => Tensor): Tensor {
+    const known = this.#constants.get(key);
+    if (known) return known;
+    const made = make().keep();
+    this.#constants.set(key, made);
+    return made;
+  }
+
+  #kernel(source: KernelSource): Kernel {
+    const key = kernelKey(source);
+    const known = this.#kernels.get(key);
+    if (known) return known;
+    const code = shaderOf(source);
+    let module: GPUShaderModule | undefined;
+    const kernel = this.#watch(
+      "validation",
+      () => {
+        module = this.gpu.createShaderModule({ label: source.name, code });
+        const layout = this.gpu.createBindGroupLayout({
+          label: source.name,
+          entries: Object.values(source.tensors).map(({ access }, binding) => ({
+            binding,
+            visibility: 4,
+            buffer: { type: access === "read" ? "read-only-storage" : "storage" },
+          })),
+        });
+        const pipeline = this.gpu.createComputePipeline({
+          label: source.name,
+          layout: this.gpu.createPipelineLayout({ bindGroupLayouts: [layout, this.#recorder.parametersLayout] }),
+          compute: { module, entryPoint: "main" },
+        });
+        return { pipeline, layout };
+      },
+      async (error) => {
+        this.#kernels.delete(key);
+        const { messages } = await module!.getCompilationInfo();
+        const hasErrors = messages.some(({ type }) => type === "error");
+        return new Error(hasErrors ? explainCompilation(source.name, code, messages) : `webgpu: ${error.message}`);
+      },
+    );
+    this.#kernels.set(key, kernel);
+    return kernel;
+  }
+
+  /** Records one dispatch. It runs at the latest at the next read or sync. */
+  dispatch(source: KernelSource, { tensors, parameters, workgroups }: Dispatch): void {
+    this.#throwIfLost();
+    if (workgroups.some((count) => count === 0)) return;
+    const kernel = this.#kernel(source);
+    const origins: Record<string, number> = {};
+    const entries = Object.keys(source.tensors).map((name, binding) => {
+      const bound = this.#bind(source.name, name, tensors[name]);
+      origins[originField(name)] = bound.origin;
+      return { binding, resource: bound.resource };
+    });
+    const group = this.gpu.createBindGroup({ label: source.name, layout: kernel.layout, entries });
+    const fields = Object.entries(source.parameters);
+    this.#recorder.dispatch(
+      kernel.pipeline,
+      group,
+      (view) => {
+        let at = 0;
+        for (const [name, type] of fields) {
+          if (type === "f32") view.setFloat32(at, parameters[name], true);
+          else if (type === "i32") view.setInt32(at, parameters[name], true);
+          else view.setUint32(at, parameters[name], true);
+          at += 4;
+        }
+        for (const origin of Object.values(origins)) {
+          view.setUint32(at, origin, true);
+          at += 4;
+        }
+      },
+      workgroups,
+    );
+  }
+
+  /** The part of a tensor's buffer that its elements span, from an aligned start. */
+  #bind(kernel: string, name: string, tensor: Tensor): { resource: GPUBufferBinding; origin: number } {
+    const { buffer, byteOffset, dtype } = tensor.storage as WebGpuStorage;
+    const width = DTYPE_BYTES[dtype];
+    const start = byteOffset + tensor.offset * width;
+    const last = tensor.shape.reduce((at, extent, axis) => at + Math.max(extent - 1, 0) * tensor.strides[axis], 0);
+    const offset = Math.floor(start / 256) * 256;
+    const size = Math.min(Math.ceil((start + (last + 1) * width - offset) / 16) * 16, buffer.size - offset);
+    const limit = this.gpu.limits.maxStorageBufferBindingSize;
+    if (size > limit) {
+      throw new RangeError(
+        `webgpu: a kernel sees at most ${mib(limit)} of a tensor on this device, and ${name} of ${kernel} spans ` +
+          `${mib(size)}; make the batch or the sequence smaller, or use a half-precision dtype`,
+      );
+    }
+    return { resource: { buffer, offset, size }, origin: (start - offset) / width };
+  }
+
+  /** Workgroups for `count` items in a row: `index_of_group(id, workgroups)` counts them in the shader. */
+  spread(count: number): number[] {
+    const most = this.gpu.limits.maxComputeWorkgroupsPerDimension;
+    if (count <= most) return [count];
+    const rows = Math.ceil(count / most);
+    return [Math.ceil(count / rows), rows];
+  }
+
+  assertNumbers(operation: string, storage: Storage): void {
+    if (storage.dtype === "i32" || storage.length === 0) return;
+    this.#verdict ??= this.#freshVerdict();
+    const { buffer, byteOffset } = storage as WebGpuStorage;
+    const halves = storage.dtype !== "f32";
+    const words = Math.floor((storage.length * DTYPE_BYTES[storage.dtype]) / 4);
+    const source = nanSearch(storage.dtype);
+    const kernel = this.#kernel(source);
+    const group = this.gpu.createBindGroup({
+      layout: kernel.layout,
+      entries: [
+        { binding: 0, resource: { buffer, offset: byteOffset } },
+        { binding: 1, resource: { buffer: this.#verdict.buffer } },
+      ],
+    });
+    const number = this.#checked.push(operation) - 1;
+    const odd = halves && storage.length % 2 === 1 ? 1 : 0;
+    this.#recorder.dispatch(
+      kernel.pipeline,
+      group,
+      (view) => {
+        view.setUint32(0, words, true);
+        view.setUint32(4, odd, true);
+        view.setUint32(8, number, true);
+      },
+      [Math.min(Math.ceil((words + odd) / 256), 1024)],
+    );
+  }
+
+  #freshVerdict(): WebGpuStorage {
+    const verdict = this.allocate("i32", 1) as WebGpuStorage;
+    this.write(verdict, [0x7fffffff]);
+    return verdict;
+  }
+
+  async #throwNaN(): Promise<void> {
+    const verdict = this.#verdict;
+    if (!verdict) return;
+    const names = this.#checked;
+    this.#verdict = undefined;
+    this.#checked = [];
+    const [first] = await this.read(verdict, 0, 1);
+    verdict.release();
+    if (first < names.length) throw new Error(`${names[first]}: produced a NaN`);
+  }
+}
+
+function nanSearch(dtype: DType): KernelSource {
+  const infinity = dtype === "bf16" ? "0x7f80u" : "0x7c00u";
+  return {
+    name: "nan-search",
+    constants: { HALVES: dtype !== "f32" },
+    tensors: { values: { dtype: "i32", access: "read" }, verdict: { dtype: "i32", access: "write" } },
+    parameters: { words: "u32", odd: "u32", number: "u32" },
+    body: `
+// The last word of an odd number of halves holds only one.
+fn is_nan(word: u32, both: bool) -> bool {
+  if (!HALVES) { return (word & 0x7fffffffu) > 0x7f800000u; }
+  let infinity = ${infinity};
+  return (word & 0x7fffu) > infinity || (both && ((word >> 16u) & 0x7fffu) > infinity);
+}
+@compute @workgroup_size(256)
+fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
+  var found = false;
+  for (var k = id.x; k < P.words + P.odd; k += groups.x * 256u) {
+    found = found || is_nan(bitcast<u32>(values[k]), k < P.words);
+  }
+  // Racing invocations all write a number no later one can improve: operations run in order.
+  if (found && verdict[0] > i32(P.number)) { verdict[0] = i32(P.number); }
+}`,
+  };
+}
+
+export function webgpuDevice(tensor: Tensor): WebGpuDevice {
+  return tensor.device as WebGpuDevice;
+}

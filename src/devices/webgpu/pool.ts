@@ -1,0 +1,63 @@
+const USAGE_STORAGE = 0x80 | 0x04 | 0x08; // STORAGE | COPY_SRC | COPY_DST
+
+/** The size of the buffer that serves a request: a power of two or one of three sizes between, so that at most a fifth is lost. */
+export function poolSize(bytes: number): number {
+  if (bytes <= 256) return 256;
+  const step = 2 ** Math.max(8, Math.floor(Math.log2(bytes - 1)) - 2);
+  return Math.ceil(bytes / step) * step;
+}
+
+/**
+ * Storage buffers, reused by size: WebGPU frees memory far too late by itself. A buffer may be handed out again while
+ * work on its old contents is still queued, because what comes later in the queue runs later.
+ */
+export class BufferPool {
+  readonly #free = new Map<number, GPUBuffer[]>();
+  #used = 0;
+  #reserved = 0;
+  peak = 0;
+
+  constructor(private readonly create: (size: number, usage: number) => GPUBuffer) {}
+
+  get used(): number {
+    return this.#used;
+  }
+
+  get reserved(): number {
+    return this.#reserved;
+  }
+
+  /** Bytes of `size` that would be new: 0 where a free buffer fits. */
+  wants(size: number): number {
+    return this.#free.get(size)?.length ? 0 : size;
+  }
+
+  take(size: number): GPUBuffer {
+    let buffer = this.#free.get(size)?.pop();
+    if (!buffer) {
+      buffer = this.create(size, USAGE_STORAGE);
+      this.#reserved += size;
+    }
+    this.#used += size;
+    this.peak = Math.max(this.peak, this.#used);
+    return buffer;
+  }
+
+  give(buffer: GPUBuffer): void {
+    this.#used -= buffer.size;
+    const same = this.#free.get(buffer.size);
+    if (same) same.push(buffer);
+    else this.#free.set(buffer.size, [buffer]);
+  }
+
+  /** Destroys the free buffers. Work that uses them must have been submitted. */
+  trim(): void {
+    for (const buffers of this.#free.values()) {
+      for (const buffer of buffers) {
+        this.#reserved -= buffer.size;
+        buffer.destroy();
+      }
+    }
+    this.#free.clear();
+  }
+}

@@ -1,0 +1,176 @@
+import { webgpuDevice } from "../../devices/webgpu/device.js";
+import type { KernelSource } from "../../devices/webgpu/kernel.js";
+import { RANGES, tileBody } from "../../devices/webgpu/matrix-tiles.js";
+import { GATES } from "../../devices/webgpu/tiles.js";
+import type { Tensor } from "../../tensor/tensor.js";
+import { MONOMIALS, monomialTable } from "../feature-map/webgpu-monomials.js";
+import type { SequencePlan } from "../power-attention/contract.js";
+import { absent } from "../power-attention/webgpu-gates.js";
+import { largestOfChunks } from "./webgpu-largest.js";
+
+/**
+ * Sums φ(x_t) y_tᵀ over the tokens of each chunk: a product of [features × tokens] by [tokens × e] whose left tiles are
+ * made as they are needed. Two results come from it:
+ *
+ *     x          y     weight of token t           z
+ *     keys       v     exp(G_end − G_t)            Σ weight φ          the chunk's state
+ *     queries    dy    scale^p · exp(G_t)          Σ weight φ dsum_t   what the entering state receives
+ *
+ * On matrix units x and y of each chunk are scaled by powers of two, and what is made of them back, in f32.
+ */
+const body = `${GATES}${MONOMIALS}${RANGES}
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
+        @builtin(local_invocation_index) lane: u32) {
+  let r = lane & 15u;
+  let c = lane >> 4u;
+  let state = id.y + id.z * groups.y; // counts b, chunk, head
+  if (state >= P.states) { return; }
+  let columnTiles = (P.valueDim + TILE - 1u) / TILE;
+  let column0 = (id.x % columnTiles) * TILE;
+  let feature0 = (id.x / columnTiles) * TILE;
+  let head = state % P.heads;
+  let chunk = (state / P.heads) % P.chunks;
+  let b = state / (P.heads * P.chunks);
+  let start = chunk * P.chunkSize;
+  let end = min(start + P.chunkSize, P.time);
+  let gate0 = (b * P.heads + head) * P.time;
+  var atEnd = vec2f(0);
+  if (GATED && !FROM_QUERIES) { atEnd = gate_sum_at(gate0 + end - 1u); }
+
+  // Lane (r, c) fills features 4r … of token c on the left, and columns 4r … of token c on the right.
+  var own: array<Monomial, 4>;
+  for (var j = 0u; j < 4u; j++) { own[j] = monomial(feature0 + 4u * r + j); }
+  var xScale = 1.0;
+  var yScale = 1.0;
+  if (SCALED) {
+    xScale = power_of_two_for(load_xLargest(state));
+    yScale = power_of_two_for(load_yLargest(state));
+  }
+  var sums: Sums;
+  var z = vec4f(0);
+  let members = select(1u, P.group, FROM_QUERIES);
+  for (var member = 0u; member < members; member++) {
+    let xHead = head * members + member;
+    for (var base = start; base < end; base += STEP) {
+      let t = base + c;
+      var phi = vec4f(0);
+      var y = vec4f(0);
+      if (t < end) {
+        // scale^p waits for the end, where f16 has no part in it.
+        var weight = 1.0;
+        if (GATED) {
+          if (FROM_QUERIES) { weight *= decay(gate_sum_at(gate0 + t), vec2f(0)); }
+          else { weight *= decay(atEnd, gate_sum_at(gate0 + t)); }
+        }
+        let at = b * P.xB + t * P.xT + xHead * P.xH;
+        for (var j = 0u; j < 4u; j++) {
+          var value = weight * own[j].root;
+          for (var k = 0u; k < DEGREE; k++) { value *= xScale * load_x(at + factor(own[j], k)); }
+          phi[j] = value;
+          let i = column0 + 4u * r + j;
+          if (i < P.valueDim) { y[j] = yScale * load_y(b * P.yB + t * P.yT + xHead * P.yH + i); }
+        }
+        if (FROM_QUERIES) { z += phi * load_dsum((b * P.time + t) * P.heads * P.group + xHead); }
+        else { z += phi; }
+      }
+      workgroupBarrier();
+      put_left(c, r, phi);
+      put_right(c, r, y);
+      workgroupBarrier();
+      multiply_tiles(&sums, lane);
+    }
+  }
+
+  let total = sum_lanes(z, c, r);
+  let acc = own_sums(&sums, lane);
+  for (var i = 0u; i < 4u; i++) {
+    let feature = feature0 + 4u * r + i;
+    if (feature >= P.features) { break; }
+    let at = state * P.features + feature;
+    if (column0 == 0u && c == 0u) { store_z(at, P.factor * restore(total[i], xScale)); }
+    for (var j = 0u; j < 4u; j++) {
+      let column = column0 + 4u * c + j;
+      if (column < P.valueDim) { store_s(at * P.valueDim + column, P.factor * restore(acc[j][i] / yScale, xScale)); }
+    }
+  }
+}`;
+
+const PARAMETERS = {
+  time: "u32",
+  heads: "u32",
+  chunkSize: "u32",
+  chunks: "u32",
+  states: "u32",
+  valueDim: "u32",
+  xB: "u32",
+  xT: "u32",
+  xH: "u32",
+  yB: "u32",
+  yT: "u32",
+  yH: "u32",
+} as const;
+
+/** Writes s [B, N, H, D, e] and z [B, N, H, D]; `dsum` [B, T, Hq] f32 comes with queries, whose y is f32 too. */
+export function accumulateFeatures(
+  plan: SequencePlan,
+  from: { keys: Tensor; y: Tensor } | { queries: Tensor; y: Tensor; dsum: Tensor },
+  gates: Tensor,
+  into: { s: Tensor; z: Tensor },
+): void {
+  const { batch, time, queryHeads, heads, headDim, valueDim, degree, chunkSize, chunks, expandedDim } = plan;
+  const fromQueries = "queries" in from;
+  const x = fromQueries ? from.queries : from.keys;
+  const { y } = from;
+  const device = webgpuDevice(x);
+  // f32 inputs keep their digits on the portable tiles.
+  const tiles = tileBody(x.dtype === "f32" ? undefined : device.matrixUnits, device.gpu.limits);
+  const scaled = tiles.directives !== "";
+  const source: KernelSource = {
+    name: `accumulate-features${scaled ? "-matrix-units" : ""}`,
+    constants: {
+      DEGREE: degree,
+      GATED: plan.gated,
+      FROM_QUERIES: fromQueries,
+      SCALED: scaled,
+      ...tiles.constants,
+    },
+    tensors: {
+      x: { dtype: x.dtype, access: "read" },
+      y: { dtype: y.dtype, access: "read" },
+      ...(fromQueries && { dsum: { dtype: "f32", access: "read" } as const }),
+      gates: { dtype: "f32", access: "read" },
+      monomials: { dtype: "i32", access: "read" },
+      xLargest: { dtype: "f32", access: "read" },
+      yLargest: { dtype: "f32", access: "read" },
+      s: { dtype: "f32", access: "write" },
+      z: { dtype: "f32", access: "write" },
+    },
+    parameters: { ...PARAMETERS, group: "u32", features: "u32", factor: "f32" },
+    body: tiles.directives + (fromQueries ? "" : "fn load_dsum(i: u32) -> f32 { return 0.0; }") + tiles.text + body,
+  };
+  const [xB, xT, xH] = x.strides;
+  const [yB, yT, yH] = y.strides;
+  const states = batch * chunks * heads;
+  const factor = fromQueries ? plan.scale ** degree : 1;
+  const group = queryHeads / heads;
+  const shared = { time, heads, chunkSize, chunks, states, valueDim, xB, xT, xH, yB, yT, yH };
+  const none = absent(x);
+  const xLargest = scaled ? largestOfChunks(plan, x) : none;
+  const yLargest = scaled ? largestOfChunks(plan, y) : none;
+  device.dispatch(source, {
+    tensors: {
+      x,
+      y,
+      ...(fromQueries && { dsum: from.dsum }),
+      gates,
+      monomials: monomialTable(x, headDim, degree),
+      xLargest,
+      yLargest,
+      ...into,
+    },
+    parameters: { ...shared, group, features: expandedDim, factor },
+    workgroups: [Math.ceil(expandedDim / 64) * Math.ceil(valueDim / 64), ...device.spread(states)],
+  });
+  if (scaled) for (const largest of [xLargest, yLargest]) largest.dispose();
+}

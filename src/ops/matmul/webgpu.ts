@@ -1,0 +1,118 @@
+import { webgpuDevice } from "../../devices/webgpu/device.js";
+import type { KernelSource } from "../../devices/webgpu/kernel.js";
+import { broadcastStrides, places } from "../../devices/webgpu/map.js";
+import { chooseTile } from "../../devices/webgpu/matrix-units.js";
+import { TILES } from "../../devices/webgpu/tiles.js";
+import { sizeOf } from "../../tensor/shape.js";
+import { empty, type Tensor } from "../../tensor/tensor.js";
+import { largest } from "../reduce/webgpu.js";
+import { matrixUnitsKernel } from "./webgpu-matrix-units.js";
+
+const body = `${TILES}
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane: u32) {
+  let r = lane & 15u;
+  let c = lane >> 4u;
+  let row0 = id.y * TILE;
+  let column0 = id.x * TILE;
+  let a0 = place_a(id.z);
+  let b0 = place_b(id.z);
+  // Lanes next to each other read elements next to each other: along the inner axis, or across it.
+  let aStep = select(r, c, A_ACROSS);
+  let aGroup = select(c, r, A_ACROSS);
+  let bStep = select(r, c, B_ACROSS);
+  let bGroup = select(c, r, B_ACROSS);
+  var acc = array<vec4f, 4>();
+  for (var at = 0u; at < P.inner; at += STEP) {
+    var x = vec4f(0);
+    var y = vec4f(0);
+    for (var j = 0u; j < 4u; j++) {
+      let row = row0 + 4u * aGroup + j;
+      let column = column0 + 4u * bGroup + j;
+      if (row < P.rows && at + aStep < P.inner) { x[j] = load_a(a0 + row * P.aRow + (at + aStep) * P.aInner); }
+      if (column < P.columns && at + bStep < P.inner) { y[j] = load_b(b0 + column * P.bColumn + (at + bStep) * P.bInner); }
+    }
+    workgroupBarrier();
+    left[slot(aStep, aGroup)] = x;
+    right[slot(bStep, bGroup)] = y;
+    workgroupBarrier();
+    multiply(&acc, r, c);
+  }
+  for (var i = 0u; i < 4u; i++) {
+    let row = row0 + 4u * r + i;
+    if (row >= P.rows) { break; }
+    for (var j = 0u; j < 4u; j += 2u) {
+      let column = column0 + 4u * c + j;
+      if (column >= P.columns) { break; }
+      let to = (id.z * P.rows + row) * P.columns + column;
+      if (EVEN) { store2_out(to, acc[j][i], acc[j + 1u][i]); }
+      else {
+        store_out(to, acc[j][i]);
+        if (column + 1u < P.columns) { store_out(to + 1u, acc[j + 1u][i]); }
+      }
+    }
+  }
+}`;
+
+/**
+ * On matrix units, where the GPU has them and the operands are halves: those lose nothing as f16, bf16 after a scaling
+ * of each tensor by a power of two. f32 operands would lose half of their digits and stay on the portable kernel.
+ */
+function onMatrixUnits(a: Tensor, rows: number, columns: number) {
+  const { matrixUnits, gpu } = webgpuDevice(a);
+  if (!matrixUnits || a.dtype === "f32" || columns % 2 === 1) return undefined;
+  const tile = chooseTile(matrixUnits, gpu.limits, rows, columns);
+  if (!tile) return undefined;
+  const scaled = a.dtype === "bf16";
+  return { tile, kernel: matrixUnitsKernel(matrixUnits, tile, scaled), scaled };
+}
+
+/** `batch` is the shape that the leading axes of both broadcast to. */
+export function matmul(a: Tensor, b: Tensor, batch: readonly number[]): Tensor {
+  const [rows, inner] = a.shape.slice(-2);
+  const columns = b.shape[b.shape.length - 1];
+  const out = empty([...batch, rows, columns], a.device, a.dtype);
+  if (out.size === 0) return out;
+  const [aRow, aInner] = a.strides.slice(-2);
+  const [bInner, bColumn] = b.strides.slice(-2);
+  const whole = (x: Tensor) => ({ strides: broadcastStrides(x, [...batch, ...x.shape.slice(-2)]).slice(0, -2) });
+  const matrices = places(batch, { a: whole(a), b: whole(b) });
+  const fast = onMatrixUnits(a, rows, columns);
+  const source: KernelSource = {
+    name: `matmul-${matrices.layout}${fast ? "-matrix-units" : ""}`,
+    constants: {
+      A_ACROSS: aRow === 1 && aInner !== 1,
+      B_ACROSS: bColumn === 1,
+      EVEN: columns % 2 === 0,
+      ...fast?.kernel.constants,
+    },
+    tensors: {
+      a: { dtype: a.dtype, access: "read" },
+      b: { dtype: b.dtype, access: "read" },
+      out: { dtype: out.dtype, access: "write" },
+      ...fast?.kernel.tensors,
+    },
+    parameters: {
+      rows: "u32",
+      columns: "u32",
+      inner: "u32",
+      aRow: "u32",
+      aInner: "u32",
+      bInner: "u32",
+      bColumn: "u32",
+      ...matrices.fields,
+    },
+    body: (fast?.kernel.body ?? body) + matrices.text,
+  };
+  const device = webgpuDevice(a);
+  const count = sizeOf(batch);
+  const scales: Record<string, Tensor> = fast?.scaled ? { aLargest: largest(a), bLargest: largest(b) } : {};
+  const { rows: tileRows, columns: tileColumns } = fast?.tile ?? { rows: 64, columns: 64 };
+  device.dispatch(source, {
+    tensors: { a, b, out, ...scales },
+    parameters: { rows, columns, inner, aRow, aInner, bInner, bColumn, ...matrices.parameters },
+    workgroups: [Math.ceil(columns / tileColumns), Math.ceil(rows / tileRows), count],
+  });
+  for (const scale of Object.values(scales)) scale.dispose();
+  return out;
+}

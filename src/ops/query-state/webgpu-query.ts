@@ -1,0 +1,368 @@
+import { webgpuDevice } from "../../devices/webgpu/device.js";
+import type { KernelSource } from "../../devices/webgpu/kernel.js";
+import { RANGES, tileBody } from "../../devices/webgpu/matrix-tiles.js";
+import { GATES, TILES } from "../../devices/webgpu/tiles.js";
+import type { Tensor } from "../../tensor/tensor.js";
+import { largestOfChunks } from "../chunk-state/webgpu-largest.js";
+import { MONOMIALS, monomialTable } from "../feature-map/webgpu-monomials.js";
+import type { SequencePlan } from "../power-attention/contract.js";
+import { absent } from "../power-attention/webgpu-gates.js";
+import { largest } from "../reduce/webgpu.js";
+
+/** Which vectors read a state: queries, weighted scale^p · exp(G_t), or keys, weighted exp(G_end − G_t). */
+export type Side = "queries" | "keys";
+
+const WEIGHTS = `
+// The chunk's place, and the weight of a token of it.
+fn weight_of(gate0: u32, t: u32, end: u32) -> f32 {
+  if (!GATED) { return P.factor; }
+  if (KEYS) { return P.factor * decay(gate_sum_at(gate0 + end - 1u), gate_sum_at(gate0 + t)); }
+  return P.factor * decay(gate_sum_at(gate0 + t), vec2f(0));
+}
+`;
+
+/**
+ * result_t = weight_t · φ(x_t)ᵀ s and sum_t = weight_t · φ(x_t)·z with the state of t's chunk: [tokens × features] by
+ * [features × e], left tiles made as needed.
+ */
+const queryBody = `${GATES}${MONOMIALS}${WEIGHTS}${RANGES}
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane: u32) {
+  let r = lane & 15u;
+  let c = lane >> 4u;
+  let b = id.z;
+  let head = id.y / P.members;
+  let columnTiles = (P.valueDim + TILE - 1u) / TILE;
+  let column0 = (id.x % columnTiles) * TILE;
+  let tile = id.x / columnTiles;
+  let tilesPerChunk = (P.chunkSize + TILE - 1u) / TILE;
+  let chunk = tile / tilesPerChunk;
+  let start = chunk * P.chunkSize;
+  let end = min(start + P.chunkSize, P.time);
+  let row0 = start + (tile % tilesPerChunk) * TILE;
+  if (row0 >= end) { return; }
+  let state = (b * P.chunks + chunk) * P.heads + head;
+
+  // Lane (r, c) fills feature r of rows 4c … on the left, and feature c of columns 4r … on the right.
+  var origin: vec4u;
+  for (var j = 0u; j < 4u; j++) { origin[j] = b * P.xB + min(row0 + 4u * c + j, end - 1u) * P.xT + id.y * P.xH; }
+  // Added up in runs of 256 features: one long f32 sum of terms of either sign would lose a digit at degree 4.
+  // On matrix units the state and the tokens of its chunk are scaled by powers of two.
+  var xScale = 1.0;
+  var sScale = 1.0;
+  if (SCALED) {
+    xScale = power_of_two_for(load_xLargest(state));
+    sScale = power_of_two_for(load_sLargest(state));
+  }
+  var total = array<vec4f, 4>();
+  var sums: Sums;
+  var sum = vec4f(0);
+  for (var base = 0u; base < P.features; base += STEP) {
+    if (!SCALED && (base & 255u) == 0u) { flush_sums(&sums, &total); }
+    let own = monomial(base + r);
+    var phi = vec4f(own.root);
+    for (var k = 0u; k < DEGREE; k++) {
+      let i = factor(own, k);
+      phi *= xScale * vec4f(load_x(origin.x + i), load_x(origin.y + i), load_x(origin.z + i), load_x(origin.w + i));
+    }
+    var s = vec4f(0);
+    if (base + c < P.features) {
+      for (var j = 0u; j < 4u; j++) {
+        let i = column0 + 4u * r + j;
+        if (i < P.valueDim) { s[j] = sScale * load_s((state * P.features + base + c) * P.valueDim + i); }
+      }
+    }
+    if (SUM && base + r < P.features) { sum += phi * load_z(state * P.features + base + r); }
+    workgroupBarrier();
+    put_left(r, c, phi);
+    put_right(c, r, s);
+    workgroupBarrier();
+    multiply_tiles(&sums, lane);
+  }
+
+  let rest = own_sums(&sums, lane);
+  for (var j = 0u; j < 4u; j++) { total[j] += rest[j]; }
+  let rowTotal = sum_lanes(sum, r, c);
+  let gate0 = (b * P.heads + head) * P.time;
+  for (var i = 0u; i < 4u; i++) {
+    let own = row0 + 4u * c + i;
+    if (SUM && r == 0u && column0 == 0u && own < end) {
+      let at = (b * P.time + own) * P.heads * P.members + id.y;
+      let value = weight_of(gate0, own, end) * restore(rowTotal[i], xScale);
+      if (P.accumulate == 1u) { store_rowSum(at, load_rowSum(at) + value); }
+      else { store_rowSum(at, value); }
+    }
+    let row = row0 + 4u * r + i;
+    if (row >= end) { continue; }
+    let weight = weight_of(gate0, row, end);
+    let at = (b * P.time + row) * P.heads * P.members + id.y;
+    for (var j = 0u; j < 4u; j++) {
+      let column = column0 + 4u * c + j;
+      if (column >= P.valueDim) { break; }
+      let to = at * P.valueDim + column;
+      let value = weight * restore(total[j][i] / sScale, xScale);
+      if (P.accumulate == 1u) { store_result(to, load_result(to) + value); }
+      else { store_result(to, value); }
+    }
+  }
+}`;
+
+/**
+ * The gradient of x: dφ_t = weight_t · (s y_t + z ysum_t), contracted with ∂φ/∂x. A product of [tokens × e] by
+ * [e × features], of which 64 × 64 at a time are scattered to the indices of their monomials: each of four lanes of a
+ * token owns every fourth element of dx, so no two write the same one.
+ */
+const gradientBody = `${TILES}${GATES}${MONOMIALS}${WEIGHTS}
+// Where workgroup memory has room: dx, and the tokens themselves, element first.
+var<workgroup> dx: array<f32, select(1, ROOM * 64, KEEP_DX)>;
+var<workgroup> tokens: array<f32, select(1, ROOM * 64, KEEP_X)>;
+
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane: u32) {
+  let r = lane & 15u;
+  let c = lane >> 4u;
+  let b = id.z;
+  let head = id.y / P.members;
+  let tilesPerChunk = (P.chunkSize + TILE - 1u) / TILE;
+  let chunk = id.x / tilesPerChunk;
+  let start = chunk * P.chunkSize;
+  let end = min(start + P.chunkSize, P.time);
+  let row0 = start + (id.x % tilesPerChunk) * TILE;
+  if (row0 >= end) { return; }
+  let state = (b * P.chunks + chunk) * P.heads + head;
+  let gate0 = (b * P.heads + head) * P.time;
+
+  // Scattering: this lane's token, and which elements of its dx it owns.
+  let token = lane & 63u;
+  let quarter = lane >> 6u;
+  let t = min(row0 + token, end - 1u);
+  let x0 = b * P.xB + t * P.xT + id.y * P.xH;
+  let result0 = ((b * P.time + t) * P.heads * P.members + id.y) * P.headDim;
+  let alive = row0 + token < end;
+  for (var i = quarter; i < P.headDim; i += 4u) {
+    if (KEEP_X) { tokens[i * 64u + token] = load_x(x0 + i); }
+    if (KEEP_DX) { dx[i * 64u + token] = 0.0; }
+    else if (P.accumulate == 0u && alive) { store_result(result0 + i, 0.0); }
+  }
+
+  var scalars = vec4f(1);
+  for (var i = 0u; i < 4u; i++) {
+    let row = min(row0 + 4u * r + i, end - 1u);
+    if (!KEYS) { scalars[i] = load_ysum((b * P.time + row) * P.heads * P.members + id.y); }
+    scalars[i] *= weight_of(gate0, row, end);
+  }
+  var weights: vec4f;
+  for (var j = 0u; j < 4u; j++) { weights[j] = weight_of(gate0, min(row0 + 4u * c + j, end - 1u), end); }
+
+  for (var feature0 = 0u; feature0 < P.features; feature0 += TILE) {
+    var acc = array<vec4f, 4>();
+    for (var at = 0u; at < P.valueDim; at += STEP) {
+      var y = vec4f(0);
+      var s = vec4f(0);
+      if (at + r < P.valueDim) {
+        for (var j = 0u; j < 4u; j++) {
+          let row = row0 + 4u * c + j;
+          if (row < end) { y[j] = weights[j] * load_y(b * P.yB + row * P.yT + id.y * P.yH + at + r); }
+          let feature = feature0 + 4u * c + j;
+          if (feature < P.features) { s[j] = load_s((state * P.features + feature) * P.valueDim + at + r); }
+        }
+      }
+      workgroupBarrier();
+      left[slot(r, c)] = y;
+      right[slot(r, c)] = s;
+      workgroupBarrier();
+      multiply(&acc, r, c);
+    }
+    for (var j = 0u; j < 4u; j++) {
+      let feature = feature0 + 4u * c + j;
+      if (feature < P.features) { acc[j] += scalars * load_z(state * P.features + feature); }
+    }
+    for (var part = 0u; part < 4u; part++) {
+      workgroupBarrier();
+      if (c / 4u == part) {
+        for (var j = 0u; j < 4u; j++) { left[slot(4u * (c & 3u) + j, r)] = acc[j]; }
+      }
+      workgroupBarrier();
+      for (var step = 0u; step < STEP; step++) {
+        let m = monomial(feature0 + part * STEP + step);
+        let dphi = m.root * left[slot(step, token / 4u)][token & 3u];
+        for (var k = 0u; k < DEGREE; k++) {
+          let i = factor(m, k);
+          if ((i & 3u) != quarter) { continue; }
+          var change = dphi;
+          for (var other = 0u; other < DEGREE; other++) {
+            if (other == k) { continue; }
+            if (KEEP_X) { change *= tokens[factor(m, other) * 64u + token]; }
+            else { change *= load_x(x0 + factor(m, other)); }
+          }
+          if (KEEP_DX) { dx[i * 64u + token] += change; }
+          else if (alive && m.root > 0.0) { store_result(result0 + i, load_result(result0 + i) + change); }
+        }
+      }
+    }
+  }
+  if (KEEP_DX && alive) {
+    for (var i = quarter; i < P.headDim; i += 4u) {
+      var value = dx[i * 64u + token];
+      if (P.accumulate == 1u) { value += load_result(result0 + i); }
+      store_result(result0 + i, value);
+    }
+  }
+}`;
+
+const PARAMETERS = {
+  time: "u32",
+  heads: "u32",
+  chunkSize: "u32",
+  chunks: "u32",
+  headDim: "u32",
+  valueDim: "u32",
+  features: "u32",
+  members: "u32",
+  accumulate: "u32",
+  factor: "f32",
+  xB: "u32",
+  xT: "u32",
+  xH: "u32",
+} as const;
+
+function shared(plan: SequencePlan, side: Side, x: Tensor, accumulate: boolean) {
+  const { time, queryHeads, heads, headDim, valueDim, degree, chunkSize, chunks, expandedDim } = plan;
+  const [xB, xT, xH] = x.strides;
+  const xHeads = side === "keys" ? heads : queryHeads;
+  return {
+    constants: {
+      DEGREE: degree,
+      KEYS: side === "keys",
+      GATED: plan.gated,
+    },
+    parameters: {
+      time,
+      heads,
+      chunkSize,
+      chunks,
+      headDim,
+      valueDim,
+      features: expandedDim,
+      members: xHeads / heads,
+      accumulate: accumulate ? 1 : 0,
+      factor: side === "keys" ? 1 : plan.scale ** degree,
+      xB,
+      xT,
+      xH,
+    },
+    tiles: chunks * Math.ceil(chunkSize / 64),
+    xHeads,
+  };
+}
+
+/** Writes, or adds with `accumulate`: result [B, T, heads of x, e] and, where given, rowSum [B, T, heads of x]; f32. */
+export function readState(
+  plan: SequencePlan,
+  side: Side,
+  x: Tensor,
+  states: { s: Tensor; z: Tensor },
+  gates: Tensor,
+  result: Tensor,
+  rowSum: Tensor | undefined,
+  accumulate: boolean,
+): void {
+  const device = webgpuDevice(x);
+  const { constants, parameters, tiles: rowTiles, xHeads } = shared(plan, side, x, accumulate);
+  const tiles = tileBody(x.dtype === "f32" ? undefined : device.matrixUnits, device.gpu.limits);
+  const scaled = tiles.directives !== "";
+  const scales: Record<string, Tensor> = scaled
+    ? { xLargest: largestOfChunks(plan, x), sLargest: largest(states.s, [3, 4]) }
+    : {};
+  const nothing = (name: string) => `fn load_${name}(i: u32) -> f32 { return 0.0; }\n`;
+  const unused = [
+    ...(rowSum ? [] : [nothing("rowSum"), "fn store_rowSum(i: u32, value: f32) {}\n"]),
+    ...(scaled ? [] : [nothing("xLargest"), nothing("sLargest")]),
+  ];
+  const source: KernelSource = {
+    name: `read-state${scaled ? "-matrix-units" : ""}`,
+    constants: { ...constants, SUM: rowSum !== undefined, SCALED: scaled, ...tiles.constants },
+    tensors: {
+      x: { dtype: x.dtype, access: "read" },
+      s: { dtype: "f32", access: "read" },
+      z: { dtype: "f32", access: "read" },
+      gates: { dtype: "f32", access: "read" },
+      monomials: { dtype: "i32", access: "read" },
+      result: { dtype: "f32", access: "write" },
+      ...(rowSum && { rowSum: { dtype: "f32", access: "write" } as const }),
+      ...(scaled && {
+        xLargest: { dtype: "f32", access: "read" } as const,
+        sLargest: { dtype: "f32", access: "read" } as const,
+      }),
+    },
+    parameters: PARAMETERS,
+    body: tiles.directives + unused.join("") + tiles.text + queryBody,
+  };
+  device.dispatch(source, {
+    tensors: {
+      x,
+      ...states,
+      gates,
+      monomials: monomialTable(x, plan.headDim, plan.degree),
+      result,
+      ...(rowSum && { rowSum }),
+      ...scales,
+    },
+    parameters,
+    workgroups: [rowTiles * Math.ceil(plan.valueDim / 64), xHeads, plan.batch],
+  });
+  for (const scale of Object.values(scales)) scale.dispose();
+}
+
+/**
+ * Writes, or adds with `accumulate`, dx [B, T, heads of x, d] f32 for x that met `states` as in `readState` (queries,
+ * y = dy, ysum = dsum) or made them as in accumulateFeatures (keys, y = v, ysum 1, states = their gradients).
+ */
+export function stateGradient(
+  plan: SequencePlan,
+  side: Side,
+  x: Tensor,
+  y: Tensor,
+  ysum: Tensor | undefined,
+  states: { s: Tensor; z: Tensor },
+  gates: Tensor,
+  dx: Tensor,
+  accumulate: boolean,
+): void {
+  const device = webgpuDevice(x);
+  const { constants, parameters, tiles, xHeads } = shared(plan, side, x, accumulate);
+  const room = device.gpu.limits.maxComputeWorkgroupStorageSize - 8192;
+  // Few sizes, so that head dims share kernels.
+  const dims = Math.max(16, 2 ** Math.ceil(Math.log2(plan.headDim)));
+  const tokens = 256 * dims;
+  const [yB, yT, yH] = y.strides;
+  const source: KernelSource = {
+    name: "state-gradient",
+    constants: { ...constants, ROOM: dims, KEEP_DX: tokens + 4 <= room, KEEP_X: 2 * tokens <= room },
+    tensors: {
+      x: { dtype: x.dtype, access: "read" },
+      y: { dtype: y.dtype, access: "read" },
+      ysum: { dtype: "f32", access: "read" },
+      s: { dtype: "f32", access: "read" },
+      z: { dtype: "f32", access: "read" },
+      gates: { dtype: "f32", access: "read" },
+      monomials: { dtype: "i32", access: "read" },
+      result: { dtype: "f32", access: "write" },
+    },
+    parameters: { ...PARAMETERS, yB: "u32", yT: "u32", yH: "u32" },
+    body: gradientBody,
+  };
+  device.dispatch(source, {
+    tensors: {
+      x,
+      y,
+      ysum: ysum ?? absent(x),
+      ...states,
+      gates,
+      monomials: monomialTable(x, plan.headDim, plan.degree),
+      result: dx,
+    },
+    parameters: { ...parameters, yB, yT, yH },
+    workgroups: [tiles, xHeads, plan.batch],
+  });
+}

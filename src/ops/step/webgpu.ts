@@ -1,0 +1,298 @@
+import { type WebGpuDevice, webgpuDevice } from "../../devices/webgpu/device.js";
+import type { KernelSource } from "../../devices/webgpu/kernel.js";
+import { map } from "../../devices/webgpu/map.js";
+import { GATES } from "../../devices/webgpu/tiles.js";
+import { noGrad } from "../../tensor/tape.js";
+import { empty, scope, type Tensor } from "../../tensor/tensor.js";
+import { accumulateFeatures } from "../chunk-state/webgpu-accumulate.js";
+import { MONOMIALS, monomialTable } from "../feature-map/webgpu-monomials.js";
+import { LAYERNORM_EPSILON, type SequencePlan } from "../power-attention/contract.js";
+import { absent, gateSums } from "../power-attention/webgpu-gates.js";
+import { scanInPlace } from "../state-scan/webgpu.js";
+import type { Carry, FoldTail, StepForward, StepInputs, StepPlan } from "./contract.js";
+
+/** Features that a workgroup reads of a state: many workgroups share the work of one query. */
+const PART = 256;
+
+/** Columns side by side in a workgroup. */
+function columnsOf(valueDim: number): number {
+  return 2 ** Math.ceil(Math.log2(valueDim));
+}
+
+/**
+ * partial[part, row, ·] = φ(q_row)ᵀ s and φ(q_row)·z over a part of the features, for the queries (row = token, head of
+ * the group) of one key head. Reading s is nearly all of the time.
+ */
+const readKernel = (q: Tensor, degree: number, columns: number): KernelSource => ({
+  name: "step-read-state",
+  constants: { DEGREE: degree, COLUMNS: columns, PART },
+  tensors: {
+    q: { dtype: q.dtype, access: "read" },
+    s: { dtype: "f32", access: "read" },
+    z: { dtype: "f32", access: "read" },
+    monomials: { dtype: "i32", access: "read" },
+    results: { dtype: "f32", access: "write" },
+  },
+  parameters: {
+    tokens: "u32",
+    heads: "u32",
+    group: "u32",
+    valueDim: "u32",
+    features: "u32",
+    rows: "u32",
+    qB: "u32",
+    qT: "u32",
+    qH: "u32",
+  },
+  body: `${MONOMIALS}
+const SLICES = 256u / COLUMNS;
+var<workgroup> phi: array<f32, 256>;
+var<workgroup> sums: array<f32, 256>;
+
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane: u32) {
+  let head = id.y;
+  let b = id.z;
+  let own = monomial(id.x * PART + lane);
+  let state = (b * P.heads + head) * P.features;
+  var zOwn = 0.0;
+  if (id.x * PART + lane < P.features) { zOwn = load_z(state + id.x * PART + lane); }
+  let column = lane % COLUMNS;
+  let slice = lane / COLUMNS;
+  let last = min(P.features, (id.x + 1u) * PART);
+  for (var n = 0u; n < P.tokens * P.group; n++) {
+    let token = n / P.group;
+    let queryHead = head * P.group + n % P.group;
+    let q0 = b * P.qB + token * P.qT + queryHead * P.qH;
+    var value = own.root;
+    for (var k = 0u; k < DEGREE; k++) { value *= load_q(q0 + factor(own, k)); }
+    workgroupBarrier();
+    phi[lane] = value;
+    workgroupBarrier();
+    var sum = 0.0;
+    if (column < P.valueDim) {
+      for (var f = slice; id.x * PART + f < last; f += SLICES) {
+        sum += phi[f] * load_s((state + id.x * PART + f) * P.valueDim + column);
+      }
+    }
+    sums[lane] = sum;
+    workgroupBarrier();
+    let row = (b * P.tokens + token) * P.heads * P.group + queryHead;
+    let to = (id.x * P.rows + row) * (P.valueDim + 1u);
+    if (slice == 0u && column < P.valueDim) {
+      var total = 0.0;
+      for (var k = 0u; k < SLICES; k++) { total += sums[k * COLUMNS + column]; }
+      store_results(to + column, total);
+    }
+    workgroupBarrier();
+    sums[lane] = value * zOwn;
+    for (var reach = 128u; reach > 0u; reach /= 2u) {
+      workgroupBarrier();
+      if (lane < reach) { sums[lane] += sums[lane + reach]; }
+    }
+    if (lane == 0u) { store_results(to + P.valueDim, sums[0]); }
+  }
+}`,
+});
+
+/** Each query: the tail's pairs, what its state's parts say, and the normalisation. */
+const outputKernel = (q: Tensor, plan: StepPlan, columns: number): KernelSource => ({
+  name: "step-output",
+  constants: {
+    DEGREE: plan.degree,
+    COLUMNS: columns,
+    FOLDED: plan.folded,
+    BY_SUM: plan.normalize === "sum",
+    LAYERNORM: plan.normalize === "layernorm",
+    EPSILON: LAYERNORM_EPSILON,
+  },
+  tensors: {
+    q: { dtype: q.dtype, access: "read" },
+    k: { dtype: "f32", access: "read" },
+    v: { dtype: "f32", access: "read" },
+    gates: { dtype: "f32", access: "read" },
+    results: { dtype: "f32", access: "read" },
+    out: { dtype: q.dtype, access: "write" },
+  },
+  parameters: {
+    tokens: "u32",
+    heads: "u32",
+    group: "u32",
+    headDim: "u32",
+    valueDim: "u32",
+    rows: "u32",
+    parts: "u32",
+    tail: "u32",
+    foldLength: "u32",
+    scale: "f32",
+    factor: "f32",
+    qB: "u32",
+    qT: "u32",
+    qH: "u32",
+  },
+  body: `${GATES}
+const SLICES = 256u / COLUMNS;
+var<workgroup> weights: array<f32, 256>;
+var<workgroup> sums: array<f32, 256>;
+
+fn all_sum(value: f32, lane: u32) -> f32 {
+  workgroupBarrier();
+  sums[lane] = value;
+  for (var reach = 128u; reach > 0u; reach /= 2u) {
+    workgroupBarrier();
+    if (lane < reach) { sums[lane] += sums[lane + reach]; }
+  }
+  workgroupBarrier();
+  return sums[0];
+}
+
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
+        @builtin(local_invocation_index) lane: u32) {
+  let row = id.x + id.y * groups.x;
+  if (row >= P.rows) { return; }
+  let queryHead = row % (P.heads * P.group);
+  let head = queryHead / P.group;
+  let token = (row / (P.heads * P.group)) % P.tokens;
+  let b = row / (P.heads * P.group * P.tokens);
+  let q0 = b * P.qB + token * P.qT + queryHead * P.qH;
+  let gate0 = (b * P.heads + head) * P.foldLength;
+  let column = lane % COLUMNS;
+  let slice = lane / COLUMNS;
+  let position = P.tail + token;
+  let now = gate_sum_at(gate0 + position);
+  var y = 0.0;
+  var weightSum = 0.0;
+  for (var base = 0u; base <= position; base += 256u) {
+    let j = base + lane;
+    var weight = 0.0;
+    if (j <= position) {
+      let at = ((b * P.foldLength + j) * P.heads + head) * P.headDim;
+      var score = 0.0;
+      for (var i = 0u; i < P.headDim; i++) { score += load_q(q0 + i) * load_k(at + i); }
+      weight = decay(now, gate_sum_at(gate0 + j));
+      for (var k = 0u; k < DEGREE; k++) { weight *= P.scale * score; }
+    }
+    weightSum += weight;
+    workgroupBarrier();
+    weights[lane] = weight;
+    workgroupBarrier();
+    if (column < P.valueDim) {
+      for (var n = slice; n < 256u && base + n <= position; n += SLICES) {
+        y += weights[n] * load_v(((b * P.foldLength + base + n) * P.heads + head) * P.valueDim + column);
+      }
+    }
+  }
+  if (FOLDED) {
+    let reach = P.factor * decay(now, vec2f(0));
+    for (var part = slice; part < P.parts; part += SLICES) {
+      let at = (part * P.rows + row) * (P.valueDim + 1u);
+      if (column < P.valueDim) { y += reach * load_results(at + column); }
+      if (column == 0u) { weightSum += reach * load_results(at + P.valueDim); }
+    }
+  }
+  let total = all_sum(weightSum, lane);
+  // Slices of a column come together.
+  workgroupBarrier();
+  sums[lane] = y;
+  workgroupBarrier();
+  y = 0.0;
+  for (var n = 0u; n < SLICES; n++) { y += sums[n * COLUMNS + column]; }
+  let mine = slice == 0u && column < P.valueDim;
+  if (BY_SUM) { y = select(y / total, 0.0, total == 0.0); }
+  if (LAYERNORM) {
+    let mean = all_sum(select(0.0, y, mine), lane) / f32(P.valueDim);
+    let off = y - mean;
+    let deviation = sqrt(all_sum(select(0.0, off * off, mine), lane) / f32(P.valueDim));
+    y = off / (deviation + EPSILON);
+  }
+  if (mine) { store_out(row * P.valueDim + column, y); }
+}`,
+});
+
+/** Puts the new tokens behind the tail. */
+function append({ tail, tokens }: StepPlan, carry: Carry, { k, v, logG }: StepInputs): void {
+  const put = (target: Tensor, x: Tensor | undefined) => {
+    const view = target.slice(1, tail, tail + tokens);
+    if (x) map("copy", view, { x: { tensor: x, strides: x.strides } }, "fn apply(i: u32) -> f32 { return x_of(i); }");
+    else map("full", view, {}, "fn apply(i: u32) -> f32 { return P.value; }", { value: 0 });
+  };
+  put(carry.k, k);
+  put(carry.v, v);
+  put(carry.logG, logG);
+}
+
+function readState(device: WebGpuDevice, plan: StepPlan, carry: Carry, q: Tensor): Tensor {
+  const { batch, tokens, queryHeads, heads, headDim, valueDim, degree, expandedDim } = plan;
+  const parts = Math.ceil(expandedDim / PART);
+  const rows = batch * tokens * queryHeads;
+  const results = empty([parts, rows, valueDim + 1], device, "f32");
+  const [qB, qT, qH] = q.strides;
+  device.dispatch(readKernel(q, degree, columnsOf(valueDim)), {
+    tensors: { q, s: carry.s!, z: carry.z!, monomials: monomialTable(q, headDim, degree), results },
+    parameters: { tokens, heads, group: queryHeads / heads, valueDim, features: expandedDim, rows, qB, qT, qH },
+    workgroups: [parts, heads, batch],
+  });
+  return results;
+}
+
+function step(plan: StepPlan, carry: Carry, inputs: StepInputs): Tensor {
+  const { batch, tokens, queryHeads, heads, headDim, valueDim, degree, scale, tail, foldLength, folded } = plan;
+  const { q } = inputs;
+  const device = webgpuDevice(q);
+  append(plan, carry, inputs);
+  // Sums over the whole tail, of which only those up to the newest token mean anything.
+  const gates = gateSums(
+    { batch, time: foldLength, heads, chunkSize: foldLength, chunks: 1, gated: true },
+    carry.logG,
+    q,
+  );
+  const results = folded ? readState(device, plan, carry, q) : absent(q);
+  const out = empty([batch, tokens, queryHeads, valueDim], device, q.dtype);
+  const rows = batch * tokens * queryHeads;
+  const [qB, qT, qH] = q.strides;
+  device.dispatch(outputKernel(q, plan, columnsOf(valueDim)), {
+    tensors: { q, k: carry.k, v: carry.v, gates, results, out },
+    parameters: {
+      tokens,
+      heads,
+      group: queryHeads / heads,
+      headDim,
+      valueDim,
+      rows,
+      parts: folded ? results.shape[0] : 0,
+      tail,
+      foldLength,
+      scale,
+      factor: scale ** degree,
+      qB,
+      qT,
+      qH,
+    },
+    workgroups: device.spread(rows),
+  });
+  return out;
+}
+
+export const stepWebGpu: StepForward = (plan, carry, inputs) => noGrad(() => scope(() => step(plan, carry, inputs)));
+
+export const foldTailWebGpu: FoldTail = (plan, carry) =>
+  noGrad(() =>
+    scope(() => {
+      const { batch, heads, headDim, valueDim, degree, expandedDim, tail, folded } = plan;
+      const device = webgpuDevice(carry.k);
+      const [k, v] = [carry.k, carry.v].map((x) => x.slice(1, 0, tail));
+      const dims = { batch, heads, queryHeads: heads, headDim, valueDim, degree, expandedDim };
+      const sequence: SequencePlan = { ...dims, scale: 1, gated: true, time: tail, chunkSize: tail, chunks: 1 };
+      const gates = gateSums(sequence, carry.logG.slice(1, 0, tail).contiguous(), k);
+      const added = {
+        s: empty([batch, 1, heads, expandedDim, valueDim], device, "f32"),
+        z: empty([batch, 1, heads, expandedDim], device, "f32"),
+      };
+      accumulateFeatures(sequence, { keys: k, y: v }, gates, added);
+      const before = folded ? { s: carry.s, z: carry.z } : {};
+      const after = scanInPlace(sequence, "forward", added, gates, before);
+      device.copy(after.s, carry.s!);
+      device.copy(after.z, carry.z!);
+    }),
+  );

@@ -1,0 +1,76 @@
+import { execFileSync } from "node:child_process";
+import { existsSync } from "node:fs";
+import { expect, test } from "vitest";
+import { getDevice } from "../src/devices/get-device.js";
+import { findAdapter } from "../src/devices/webgpu/adapter.js";
+import { expectSame, type Problem, randomInputs, solve } from "./attention.js";
+import { describeOnGpu } from "./devices.js";
+import { attentionTolerance } from "./tolerances.js";
+
+const tolerance = (name: string) => attentionTolerance("webgpu", "f32", name.startsWith("d") ? "gradient" : "output");
+
+describeOnGpu("the limits of small GPUs", () => {
+  test("16 KiB of workgroup memory, 8 bindings and no features suffice", async () => {
+    // What every adapter grants: no limit and no feature is asked for.
+    const gpu = await (await findAdapter())!.requestDevice();
+    expect(gpu.limits.maxComputeWorkgroupStorageSize).toBe(16384);
+    expect(gpu.limits.maxStorageBuffersPerShaderStage).toBe(8);
+    const device = await getDevice("webgpu", { device: gpu });
+    const oracle = await getDevice("oracle");
+    for (const headDim of [8, 40]) {
+      const problem: Problem = {
+        batch: 1,
+        time: 70,
+        queryHeads: 2,
+        heads: 1,
+        headDim,
+        valueDim: 12,
+        degree: 2,
+        gated: true,
+        initial: true,
+        final: true,
+        options: { chunkSize: 66 },
+      };
+      const arrays = randomInputs(problem);
+      expectSame(await solve(device, problem, arrays), await solve(oracle, problem, arrays), tolerance);
+    }
+    device.dispose();
+    gpu.destroy();
+  });
+
+  test("states beyond one binding are taken in parts that hand on their state", async () => {
+    const device = await getDevice("webgpu");
+    const problem: Problem = {
+      batch: 2,
+      time: 150,
+      queryHeads: 2,
+      heads: 2,
+      headDim: 64,
+      valueDim: 64,
+      degree: 2,
+      gated: true,
+      initial: true,
+      final: true,
+    };
+    const arrays = randomInputs(problem);
+    // 150 chunks of 2 states of 0.5 MiB each, twice: 305 MiB where 128 MiB may be all that one kernel sees.
+    const parts = await solve(device, { ...problem, options: { chunkSize: 1 } }, arrays);
+    const whole = await solve(device, { ...problem, options: { chunkSize: null } }, arrays);
+    expectSame(parts, whole, (name) => 4 * tolerance(name));
+  });
+
+  test("a process that used the GPU exits by itself", () => {
+    const entry = new URL("../dist/src/devices/get-device.js", import.meta.url);
+    if (!existsSync(entry)) return expect(existsSync(entry), "npm run build comes before the tests").toBe(true);
+    const script = `
+      const { getDevice } = await import(${JSON.stringify(entry.href)});
+      const device = await getDevice("webgpu");
+      const storage = device.allocate("f32", 4);
+      device.write(storage, [1, 2, 3, 4]);
+      console.log((await device.read(storage, 0, 4)).join());`;
+    for (let n = 0; n < 5; n++) {
+      const output = execFileSync(process.execPath, ["--input-type=module", "-e", script], { timeout: 30_000 });
+      expect(String(output).trim()).toBe("1,2,3,4");
+    }
+  });
+});

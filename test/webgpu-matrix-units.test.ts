@@ -1,0 +1,58 @@
+import { expect, test } from "vitest";
+import { getDevice } from "../src/devices/get-device.js";
+import type { WebGpuDevice } from "../src/devices/webgpu/device.js";
+import { type Problem, randomInputs, solve } from "./attention.js";
+import { describeOnGpu, hasAdapter } from "./devices.js";
+
+const oracle = await getDevice("oracle");
+const device = hasAdapter ? await getDevice("webgpu") : oracle;
+
+const base: Problem = {
+  batch: 1,
+  time: 150,
+  queryHeads: 4,
+  heads: 2,
+  headDim: 16,
+  valueDim: 16,
+  degree: 2,
+  gated: true,
+  dtype: "bf16",
+  options: { chunkSize: 32 },
+};
+
+/** ‖actual − expected‖ / ‖expected‖ */
+function relativeNorm(actual: ArrayLike<number>, expected: ArrayLike<number>): number {
+  let off = 0;
+  let all = 0;
+  for (let n = 0; n < expected.length; n++) {
+    off += (actual[n] - expected[n]) ** 2;
+    all += expected[n] ** 2;
+  }
+  return Math.sqrt(off / all);
+}
+
+/** The original's own error with bf16 inputs. */
+const LIMIT = { output: 2.8e-3, gradient: 4.5e-3 };
+
+describeOnGpu("power attention on matrix units", () => {
+  test.each([
+    ["p=2", {}, 1],
+    ["p=2, states", { initial: true, final: true }, 1],
+    ["p=4", { degree: 4, time: 40 }, 1],
+    ["p=4, keys of size 30", { degree: 4, time: 40 }, 30],
+    ["p=4, keys of size 1e-3", { degree: 4, time: 40 }, 1e-3],
+  ] as [string, Partial<Problem>, number][])("bf16, %s: as near float64 as the original", async (_, change, size) => {
+    if (!(device as WebGpuDevice).matrixUnits) return;
+    const problem = { ...base, ...change };
+    const arrays = randomInputs(problem);
+    // A power of two keeps the values of bf16 exact.
+    const factor = 2 ** Math.round(Math.log2(size));
+    arrays.inputs.k.values = arrays.inputs.k.values.map((x) => x * factor);
+    const [found, truth] = [await solve(device, problem, arrays), await solve(oracle, problem, arrays)];
+    const errors = Object.keys(truth).map((name) => [name, relativeNorm(found[name], truth[name])] as const);
+    console.log(errors.map(([name, error]) => `${name} ${error.toExponential(1)}`).join("  "));
+    for (const [name, error] of errors) {
+      expect(error, name).toBeLessThan(name.startsWith("d") ? LIMIT.gradient : LIMIT.output);
+    }
+  });
+});
