@@ -1,5 +1,5 @@
-import { existsSync, mkdirSync, readFileSync } from "node:fs";
-import { join, resolve } from "node:path";
+import { existsSync, mkdirSync } from "node:fs";
+import { join } from "node:path";
 import { loadTokenizer, TokenFile, type Tokenizer, writeFileWhole } from "../data/index.js";
 import type { Device } from "../devices/device.js";
 import { getDevice } from "../devices/get-device.js";
@@ -11,10 +11,12 @@ import { AdamW } from "../nn/adamw.js";
 import type { DType } from "../tensor/dtype.js";
 import { Generator } from "../tensor/random.js";
 import { Scope } from "../tensor/scope.js";
-import { Checkpoints, findCheckpoint, hasCheckpoint, loadTraining, type TrainState } from "./checkpoint.js";
-import { modelConfig, type TrainConfig, trainConfig } from "./config.js";
+import { Checkpoints, findCheckpoint, loadTraining, type TrainState } from "./checkpoint.js";
+import { modelConfig, type TrainConfig } from "./config.js";
+import { checkProgress } from "./divergence.js";
 import { type Metric, MetricsFile } from "./metrics.js";
 import { reportHtml } from "./report.js";
+import { planRun } from "./run-file.js";
 import { learningRateAt } from "./schedule.js";
 import { WindowOrder } from "./window-order.js";
 
@@ -56,52 +58,9 @@ export interface TrainResult {
   seconds: number;
 }
 
-/** config.json of a run folder. */
-interface RunFile {
-  version: 1;
-  data: string;
-  train: TrainConfig;
-}
-
-/** A loss that is not a number, or far above its running mean: training stopped before the update that it was for. */
-export class DivergedError extends Error {
-  override name = "DivergedError";
-}
-
 function deviceFor({ device, threads }: TrainConfig): Promise<Device> {
   const kind = device === "auto" ? undefined : (device as "wasm" | "webgpu" | "oracle");
   return getDevice(kind, threads > 0 ? { threads } : undefined);
-}
-
-function readRun(out: string): RunFile {
-  const path = join(out, "config.json");
-  try {
-    const run: RunFile = JSON.parse(readFileSync(path, "utf8"));
-    return { ...run, train: trainConfig(run.train) };
-  } catch (error) {
-    throw new Error(`train: cannot resume from ${out}: ${error instanceof Error ? error.message : error}`);
-  }
-}
-
-/** The configuration to run with, and where its data are. */
-function plan({ out, data, config = {}, resume }: TrainOptions): RunFile {
-  if (!resume) {
-    if (data === undefined) throw new TypeError("train: data must be the folder that prepare wrote");
-    if (hasCheckpoint(out)) {
-      throw new Error(`train: ${out} already holds a run; resume it, or name another folder`);
-    }
-    return { version: 1, data: resolve(data), train: trainConfig(config) };
-  }
-  const run = readRun(out);
-  const { steps = run.train.steps, ...others } = config;
-  for (const [name, value] of Object.entries(others)) {
-    if (value !== run.train[name as keyof TrainConfig]) {
-      throw new RangeError(
-        `train: a resumed run keeps its ${name} of ${run.train[name as keyof TrainConfig]}, got ${value}; only steps may change`,
-      );
-    }
-  }
-  return { ...run, data: data ?? run.data, train: trainConfig({ ...run.train, steps }) };
 }
 
 /**
@@ -113,7 +72,7 @@ function plan({ out, data, config = {}, resume }: TrainOptions): RunFile {
  */
 export async function train(options: TrainOptions): Promise<TrainResult> {
   const { out, onMetric, onStart, signal, resume = false } = options;
-  const run = plan(options);
+  const run = planRun(options);
   const config = run.train;
   using trainFile = TokenFile.open(join(run.data, "train.bin"));
   using valFile = TokenFile.open(join(run.data, "val.bin"));
@@ -270,23 +229,4 @@ function batch(file: TokenFile, windows: WindowOrder, position: number, rows: nu
 async function sample(model: GPT, tokenizer: Tokenizer, maxTokens: number, random: Generator): Promise<string> {
   const { text } = await generateText(model, tokenizer, { maxTokens, seed: random, temperature: 0.8 });
   return text;
-}
-
-/** Throws before the update where the loss says that the run is lost. */
-function checkProgress(state: TrainState, loss: number, norm: number, learningRate: number, checkpoint: string): void {
-  const place = checkpoint === "" ? "no checkpoint was saved before it" : `the last good checkpoint is ${checkpoint}`;
-  const step = state.step + 1;
-  if (!Number.isFinite(loss) || !Number.isFinite(norm)) {
-    const what = Number.isFinite(loss) ? `the gradients' norm is ${norm}` : `the loss is ${loss}`;
-    const cause =
-      state.meanLoss !== null && state.step > 0
-        ? `the learning rate (${learningRate}) is most likely too high`
-        : "the first step failed, so the data or initial weights are at fault, not the learning rate";
-    throw new DivergedError(`train: at step ${step} ${what}; ${cause}; ${place}`);
-  }
-  if (state.meanLoss !== null && state.step > 20 && loss > 2 * state.meanLoss + 2) {
-    throw new DivergedError(
-      `train: at step ${step} the loss is ${loss.toFixed(3)}, its mean was ${state.meanLoss.toFixed(3)}: it diverges; the learning rate (${learningRate}) is most likely too high; ${place}`,
-    );
-  }
 }
