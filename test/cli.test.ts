@@ -174,10 +174,21 @@ test("a process killed while it writes a checkpoint leaves whole ones", async ()
         return false;
       }
     };
-    const deadline = Date.now() + 20_000;
+    const index = () => {
+      try {
+        return readFileSync(at("killed", "checkpoints", "index.json"), "utf8");
+      } catch {
+        return "";
+      }
+    };
+    const until = async (holds: () => boolean) => {
+      const deadline = Date.now() + 60_000;
+      while (!over && !holds() && Date.now() < deadline) await new Promise((resolve) => setImmediate(resolve));
+    };
     // Not in the first checkpoint of a round, or no run would get anywhere.
-    await new Promise((resolve) => setTimeout(resolve, 600 + 37 * round));
-    while (!over && !writing() && Date.now() < deadline) await new Promise((resolve) => setImmediate(resolve));
+    const before = index();
+    await until(() => index() !== before);
+    await until(writing);
     if (over) break;
     child.kill("SIGKILL");
     await end;
