@@ -9,7 +9,7 @@ import { attentionTolerance } from "./tolerances.js";
 
 const tolerance = (name: string) => attentionTolerance("webgpu", "f32", name.startsWith("d") ? "gradient" : "output");
 
-describeOnGpu("the limits of small GPUs", () => {
+describeOnGpu("webgpu within the limits of small GPUs", () => {
   test("16 KiB of workgroup memory, 8 bindings and no features suffice", async () => {
     // What every adapter grants: no limit and no feature is asked for.
     const gpu = await (await findAdapter())!.requestDevice();

@@ -34,7 +34,7 @@ function relativeNorm(actual: ArrayLike<number>, expected: ArrayLike<number>): n
 /** The original's own error with bf16 inputs. */
 const LIMIT = { output: 2.8e-3, gradient: 4.5e-3 };
 
-describeOnGpu("power attention on matrix units", () => {
+describeOnGpu("power attention on webgpu, matrix units", () => {
   test.each([
     ["p=2", {}, 1],
     ["p=2, states", { initial: true, final: true }, 1],

@@ -360,6 +360,13 @@ export class WebGpuDevice extends Device {
   dispatch(source: KernelSource, { tensors, parameters, workgroups }: Dispatch): void {
     this.#throwIfLost();
     if (workgroups.some((count) => count === 0)) return;
+    const most = this.gpu.limits.maxComputeWorkgroupsPerDimension;
+    if (workgroups.some((count) => count > most)) {
+      throw new RangeError(
+        `webgpu: ${source.name} takes at most ${most} workgroups a dimension on this device, got ${workgroups.join(" × ")}; ` +
+          "raise chunkSize, or make the sequence, the batch or the state smaller",
+      );
+    }
     const kernel = this.#kernel(source);
     const origins: Record<string, number> = {};
     const entries = Object.keys(source.tensors).map((name, binding) => {

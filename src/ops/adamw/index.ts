@@ -3,8 +3,9 @@ import { operation } from "../operation.js";
 import type { AdamWPlan, AdamWTensors } from "./contract.js";
 import * as oracle from "./oracle.js";
 import * as wasm from "./wasm.js";
+import * as webgpu from "./webgpu.js";
 
-const run = operation("adamw", { oracle: oracle.update, wasm: wasm.update });
+const run = operation("adamw", { oracle: oracle.update, wasm: wasm.update, webgpu: webgpu.update });
 
 /**
  * One AdamW update, in place: the memory of `parameter` (and `rounded`), `mean` and `square` is written, which no other operation on

@@ -7,8 +7,13 @@ import { operation } from "../operation.js";
 import { sum } from "../reduce/index.js";
 import * as oracle from "./oracle.js";
 import * as wasm from "./wasm.js";
+import * as webgpu from "./webgpu.js";
 
-const run = operation("crossEntropy", { oracle: oracle.crossEntropyRows, wasm: wasm.crossEntropyRows });
+const run = operation("crossEntropy", {
+  oracle: oracle.crossEntropyRows,
+  wasm: wasm.crossEntropyRows,
+  webgpu: webgpu.crossEntropyRows,
+});
 
 /** Bytes of logits that are held at a time. */
 const BLOCK_BYTES = 8 * 2 ** 20;

@@ -3,9 +3,18 @@ import type { Tensor } from "../../tensor/tensor.js";
 import { operation } from "../operation.js";
 import * as oracle from "./oracle.js";
 import * as wasm from "./wasm.js";
+import * as webgpu from "./webgpu.js";
 
-const forward = operation("embedding", { oracle: oracle.embeddingForward, wasm: wasm.embeddingForward });
-const backward = operation("embedding backward", { oracle: oracle.embeddingBackward, wasm: wasm.embeddingBackward });
+const forward = operation("embedding", {
+  oracle: oracle.embeddingForward,
+  wasm: wasm.embeddingForward,
+  webgpu: webgpu.embeddingForward,
+});
+const backward = operation("embedding backward", {
+  oracle: oracle.embeddingBackward,
+  wasm: wasm.embeddingBackward,
+  webgpu: webgpu.embeddingBackward,
+});
 
 /**
  * Rows of a table: output[..., :] = weight[ids[...], :].

@@ -4,9 +4,14 @@ import { operation } from "../operation.js";
 import type { NormPlan } from "./contract.js";
 import * as oracle from "./oracle.js";
 import * as wasm from "./wasm.js";
+import * as webgpu from "./webgpu.js";
 
-const forward = operation("norm", { oracle: oracle.normForward, wasm: wasm.normForward });
-const backward = operation("norm backward", { oracle: oracle.normBackward, wasm: wasm.normBackward });
+const forward = operation("norm", { oracle: oracle.normForward, wasm: wasm.normForward, webgpu: webgpu.normForward });
+const backward = operation("norm backward", {
+  oracle: oracle.normBackward,
+  wasm: wasm.normBackward,
+  webgpu: webgpu.normBackward,
+});
 
 /** The part that layerNorm and rmsNorm share. */
 export function norm(

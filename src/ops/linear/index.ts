@@ -7,10 +7,15 @@ import { sumTo } from "../reduce/index.js";
 import type { Activation } from "./contract.js";
 import * as oracle from "./oracle.js";
 import * as wasm from "./wasm.js";
+import * as webgpu from "./webgpu.js";
 
 export type { Activation } from "./contract.js";
 
-const run = operation("linear", { oracle: oracle.linearForward, wasm: wasm.linearForward });
+const run = operation("linear", {
+  oracle: oracle.linearForward,
+  wasm: wasm.linearForward,
+  webgpu: webgpu.linearForward,
+});
 const activations = { gelu, relu, silu };
 
 /**

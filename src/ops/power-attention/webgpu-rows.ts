@@ -5,7 +5,7 @@ import { empty, type Tensor } from "../../tensor/tensor.js";
 import { LAYERNORM_EPSILON, type Normalize } from "./contract.js";
 
 /** A row for each group of 32 lanes, two neighbouring elements for each lane at a time. */
-const ROWS = `
+export const ROWS = `
 var<workgroup> partial: array<f32, 256>;
 
 fn row_sum(value: f32, lane: u32) -> f32 {

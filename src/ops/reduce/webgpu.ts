@@ -8,8 +8,8 @@ import { empty, type Tensor } from "../../tensor/tensor.js";
 /** Elements that one invocation adds up in a row; more are split over workgroups and added in a second pass. */
 const SERIAL = 1024;
 
-/** `largest` is the maximum of magnitudes. */
-type Kind = "sum" | "max" | "largest";
+/** `largest` is the maximum of magnitudes, `squares` the sum of squares. */
+type Kind = "sum" | "max" | "largest" | "squares";
 
 interface Job {
   kind: Kind;
@@ -37,7 +37,12 @@ function dispatch({ kind, x, kept, gone, parts, factor, out }: Job): void {
     Object.fromEntries(Object.entries(record).map(([name, v]) => [name.replace(/^n(\d)/, "m$1"), v]));
   const source: KernelSource = {
     name: `reduce-${outputs.layout}-${terms.layout}`,
-    constants: { MAX: kind !== "sum", MAGNITUDES: kind === "largest", ROWS: rows },
+    constants: {
+      MAX: kind === "max" || kind === "largest",
+      MAGNITUDES: kind === "largest",
+      SQUARES: kind === "squares",
+      ROWS: rows,
+    },
     tensors: { x: { dtype: x.dtype, access: "read" }, out: { dtype: out.dtype, access: "write" } },
     parameters: {
       count: "u32",
@@ -52,7 +57,11 @@ ${rename(terms.text)}
 var<workgroup> partial: array<f32, 256>;
 
 fn is_nan(x: f32) -> bool { return (bitcast<u32>(x) & 0x7fffffffu) > 0x7f800000u; }
-fn value_at(i: u32) -> f32 { return select(load_x(i), abs(load_x(i)), MAGNITUDES); }
+fn value_at(i: u32) -> f32 {
+  let value = load_x(i);
+  if (SQUARES) { return value * value; }
+  return select(value, abs(value), MAGNITUDES);
+}
 fn join(a: f32, b: f32) -> f32 {
   if (!MAX) { return a + b; }
   if (is_nan(a) || is_nan(b)) { return select(b, a, is_nan(a)); }
@@ -114,6 +123,11 @@ export function largest(x: Tensor, axes: readonly number[] = [...x.shape.keys()]
   return reduceInto("largest", x, axes, 1, "f32");
 }
 
+/** The sum of squares of all elements, in a shape of ones; f32. */
+export function squares(x: Tensor): Tensor {
+  return reduceInto("squares", x, [...x.shape.keys()], 1, "f32");
+}
+
 function reduceInto(kind: Kind, x: Tensor, axes: readonly number[], factor: number, dtype: DType): Tensor {
   const shape = x.shape.map((n, k) => (axes.includes(k) ? 1 : n));
   const out = empty(shape, x.device, dtype);
@@ -131,7 +145,8 @@ function reduceInto(kind: Kind, x: Tensor, axes: readonly number[], factor: numb
   const partial = empty([parts, ...kept.map((k) => x.shape[k])], x.device, "f32");
   dispatch({ kind, x, kept, gone, parts, factor: 1, out: partial });
   const rest = kept.map((_, k) => k + 1);
-  dispatch({ kind, x: partial, kept: rest, gone: [0], parts: 1, factor, out });
+  // Squares are squared already.
+  dispatch({ kind: kind === "squares" ? "sum" : kind, x: partial, kept: rest, gone: [0], parts: 1, factor, out });
   partial.dispose();
   return out;
 }

@@ -4,8 +4,9 @@ import { operation } from "../operation.js";
 import type { RotaryPlan } from "./contract.js";
 import * as oracle from "./oracle.js";
 import * as wasm from "./wasm.js";
+import * as webgpu from "./webgpu.js";
 
-const run = operation("rotary", { oracle: oracle.rotate, wasm: wasm.rotate });
+const run = operation("rotary", { oracle: oracle.rotate, wasm: wasm.rotate, webgpu: webgpu.rotate });
 
 /**
  * Rotates pairs of features by an angle that grows with the position, so that q·k depends on distance: feature i and

@@ -2,8 +2,9 @@ import type { Tensor } from "../../tensor/tensor.js";
 import { operation } from "../operation.js";
 import * as oracle from "./oracle.js";
 import * as wasm from "./wasm.js";
+import * as webgpu from "./webgpu.js";
 
-const run = operation("squareSum", { oracle: oracle.squareSum, wasm: wasm.squareSum });
+const run = operation("squareSum", { oracle: oracle.squareSum, wasm: wasm.squareSum, webgpu: webgpu.squareSum });
 
 /**
  * Σ x² over all elements of all tensors: the square of the global norm that `adamw` clips by. No gradient.
