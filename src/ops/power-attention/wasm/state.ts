@@ -6,7 +6,6 @@ import {
   f32x4,
   f64,
   i32,
-  select,
   sumLanes,
   v128,
 } from "../../../devices/wasm/emitter.js";
@@ -51,17 +50,21 @@ export function writeUpdateState(parts: Parts): FunctionHandle {
     (f, x, weights, aside, asideStep, y, panelStride, groups, decay, s, z, runs, starts, features, lines) => {
       const runBytes = 4 * (dim.degree + 1);
       const xGroup = dim.d * LINE;
-      const [first, table, count, tiles, block, inBlock] = f.locals("i32", 6);
-      const d = f.local("v128", f32x4.splat(decay));
-      f.for(0, features, SUB_BLOCK, (at) => {
-        first.set(i32.load(starts));
-        count.set(i32.sub(i32.load(starts, WORD), first));
-        table.set(runs.plus(first.times(runBytes)));
-        tiles.set(i32.shrU(i32.min(SUB_BLOCK, i32.sub(features, at)).plus(3), 2));
-        for (let k = 0; k < SUB_BLOCK; k++) f.store("v128", z, f32x4.mul(d, v128.load(z, 16 * k)), 16 * k);
-        block.set(0);
-        f.while(i32.lt(block, groups), () => {
-          inBlock.set(i32.min(TOKEN_BLOCK / GROUP, i32.sub(groups, block)));
+      const [first, table, count, tiles, inBlock, row, zRow, start] = f.locals("i32", 8);
+      const now = f.local("f32", decay);
+      // Tokens outermost: a block of them stays in the second-level cache while all features pass over it.
+      f.for(0, groups, TOKEN_BLOCK / GROUP, (block) => {
+        inBlock.set(i32.min(TOKEN_BLOCK / GROUP, i32.sub(groups, block)));
+        const d = f.local("v128", f32x4.splat(now));
+        row.set(s);
+        zRow.set(z);
+        start.set(starts);
+        f.for(0, features, SUB_BLOCK, (at) => {
+          first.set(i32.load(start));
+          count.set(i32.sub(i32.load(start, WORD), first));
+          table.set(runs.plus(first.times(runBytes)));
+          tiles.set(i32.shrU(i32.min(SUB_BLOCK, i32.sub(features, at)).plus(3), 2));
+          for (let k = 0; k < SUB_BLOCK; k++) f.store("v128", zRow, f32x4.mul(d, v128.load(zRow, 16 * k)), 16 * k);
           f.for(0, inBlock, 1, (k) => {
             const group = f.local("i32", block.plus(k));
             f.call(
@@ -73,24 +76,16 @@ export function writeUpdateState(parts: Parts): FunctionHandle {
               lines.plus(k.times(LINE)),
               4 * TOKEN_BLOCK,
               aside.plus(i32.mul(group, asideStep)),
-              z,
+              zRow,
             );
           });
-          f.call(
-            multiply,
-            lines,
-            y.plus(block.times(GROUP * 4 * PANEL)),
-            panelStride,
-            s,
-            tiles,
-            inBlock.times(GROUP),
-            select(decay, f32.const(1), i32.eqz(block)),
-          );
-          block.add(TOKEN_BLOCK / GROUP);
+          const values = y.plus(block.times(GROUP * 4 * PANEL));
+          f.call(multiply, lines, values, panelStride, row, tiles, inBlock.times(GROUP), now);
+          start.add(WORD);
+          row.add(SUB_BLOCK * 4 * dim.e);
+          zRow.add(SUB_BLOCK * 16);
         });
-        starts.add(WORD);
-        s.add(SUB_BLOCK * 4 * dim.e);
-        z.add(SUB_BLOCK * 16);
+        now.set(1);
       });
     },
   );
