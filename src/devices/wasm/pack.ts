@@ -1,6 +1,17 @@
 import type { DType } from "../../tensor/dtype.js";
 import { load1, load4, store1, store4 } from "./convert.js";
-import { type FunctionHandle, f32, f32x4, i32, i32x4, type ModuleBuilder, shuffle32, v128 } from "./emitter.js";
+import {
+  type Expr,
+  type FunctionHandle,
+  f32,
+  f32x4,
+  i32,
+  i32x4,
+  type Local,
+  type ModuleBuilder,
+  shuffle32,
+  v128,
+} from "./emitter.js";
 import { GROUP, LINE, PANEL } from "./tiles.js";
 
 /** Rows are staged as float32 [16][padded width], zeros in the padding, before they are laid out for the tiles. */
@@ -72,6 +83,23 @@ export function writeStoreRows(
   );
 }
 
+/** The columns of four vectors, by way of four more locals. */
+function transpose4x4(rows: readonly Local[], half: readonly Local[]): Expr[] {
+  for (const [k, lanes] of (
+    [
+      [0, 4, 1, 5],
+      [2, 6, 3, 7],
+    ] as const
+  ).entries()) {
+    half[2 * k].set(shuffle32(rows[0], rows[1], lanes));
+    half[2 * k + 1].set(shuffle32(rows[2], rows[3], lanes));
+  }
+  return [half.slice(0, 2), half.slice(2)].flatMap(([a, b]) => [
+    shuffle32(a, b, [0, 1, 4, 5]),
+    shuffle32(a, b, [2, 3, 6, 7]),
+  ]);
+}
+
 /** Staged rows [16][padded] → transposed group [padded][16]. */
 export function writeTranspose(m: ModuleBuilder, padded: number, name: string): FunctionHandle {
   const row = 4 * padded;
@@ -87,14 +115,7 @@ export function writeTranspose(m: ModuleBuilder, padded: number, name: string): 
       f.for(0, padded / 4, 1, () => {
         for (let quad = 0; quad < GROUP / 4; quad++) {
           for (let k = 0; k < 4; k++) r[k].set(v128.load(rows, (4 * quad + k) * row));
-          t[0].set(shuffle32(r[0], r[1], [0, 4, 1, 5]));
-          t[1].set(shuffle32(r[2], r[3], [0, 4, 1, 5]));
-          t[2].set(shuffle32(r[0], r[1], [2, 6, 3, 7]));
-          t[3].set(shuffle32(r[2], r[3], [2, 6, 3, 7]));
-          f.store("v128", out, shuffle32(t[0], t[1], [0, 1, 4, 5]), 16 * quad);
-          f.store("v128", out, shuffle32(t[0], t[1], [2, 3, 6, 7]), LINE + 16 * quad);
-          f.store("v128", out, shuffle32(t[2], t[3], [0, 1, 4, 5]), 2 * LINE + 16 * quad);
-          f.store("v128", out, shuffle32(t[2], t[3], [2, 3, 6, 7]), 3 * LINE + 16 * quad);
+          transpose4x4(r, t).forEach((line, k) => f.store("v128", out, line, k * LINE + 16 * quad));
         }
         rows.add(16);
         out.add(4 * LINE);
@@ -118,15 +139,7 @@ export function writeUntranspose(m: ModuleBuilder, padded: number, name: string)
       f.for(0, padded / 4, 1, () => {
         for (let quad = 0; quad < GROUP / 4; quad++) {
           for (let k = 0; k < 4; k++) r[k].set(v128.load(lines, k * LINE + 16 * quad));
-          t[0].set(shuffle32(r[0], r[1], [0, 4, 1, 5]));
-          t[1].set(shuffle32(r[2], r[3], [0, 4, 1, 5]));
-          t[2].set(shuffle32(r[0], r[1], [2, 6, 3, 7]));
-          t[3].set(shuffle32(r[2], r[3], [2, 6, 3, 7]));
-          const at = 4 * quad * row;
-          f.store("v128", out, shuffle32(t[0], t[1], [0, 1, 4, 5]), at);
-          f.store("v128", out, shuffle32(t[0], t[1], [2, 3, 6, 7]), at + row);
-          f.store("v128", out, shuffle32(t[2], t[3], [0, 1, 4, 5]), at + 2 * row);
-          f.store("v128", out, shuffle32(t[2], t[3], [2, 3, 6, 7]), at + 3 * row);
+          transpose4x4(r, t).forEach((line, k) => f.store("v128", out, line, (4 * quad + k) * row));
         }
         lines.add(4 * LINE);
         out.add(16);

@@ -6,6 +6,7 @@ import {
   f32x4,
   f64,
   i32,
+  type Local,
   sumLanes,
   v128,
 } from "../../../devices/wasm/emitter.js";
@@ -20,6 +21,13 @@ import { type Parts, TOKEN_BLOCK } from "./parts.js";
 
 /** Bytes of the table of run starts per sub-block: an i32 each. */
 const WORD = 4;
+
+/** The runs of the `subBlocks` sub-blocks whose starts are at `starts`: where in the table, and how many. */
+function findRuns(dim: Parts["dim"], runs: Expr, starts: Expr, subBlocks: Expr, table: Local, count: Local): void {
+  table.set(i32.load(starts));
+  count.set(i32.sub(i32.load(starts.plus(subBlocks.times(WORD))), table));
+  table.set(runs.plus(table.times(4 * (dim.degree + 1))));
+}
 
 /**
  * One chunk's part of a state: s = decay·s + Σ_t weights[t] φ(x_t) ⊗ y_t, z = decay·z + Σ_t weights[t]·aside[t] φ(x_t).
@@ -48,9 +56,8 @@ export function writeUpdateState(parts: Parts): FunctionHandle {
       ["lines", "i32"],
     ],
     (f, x, weights, aside, asideStep, y, panelStride, groups, decay, s, z, runs, starts, features, lines) => {
-      const runBytes = 4 * (dim.degree + 1);
       const xGroup = dim.d * LINE;
-      const [first, table, count, tiles, inBlock, row, zRow, start] = f.locals("i32", 8);
+      const [table, count, tiles, inBlock, row, zRow, start] = f.locals("i32", 7);
       const now = f.local("f32", decay);
       // Tokens outermost: a block of them stays in the second-level cache while all features pass over it.
       f.for(0, groups, TOKEN_BLOCK / GROUP, (block) => {
@@ -60,9 +67,7 @@ export function writeUpdateState(parts: Parts): FunctionHandle {
         zRow.set(z);
         start.set(starts);
         f.for(0, features, SUB_BLOCK, (at) => {
-          first.set(i32.load(start));
-          count.set(i32.sub(i32.load(start, WORD), first));
-          table.set(runs.plus(first.times(runBytes)));
+          findRuns(dim, runs, start, i32.const(1), table, count);
           tiles.set(i32.shrU(i32.min(SUB_BLOCK, i32.sub(features, at)).plus(3), 2));
           for (let k = 0; k < SUB_BLOCK; k++) f.store("v128", zRow, f32x4.mul(d, v128.load(zRow, 16 * k)), 16 * k);
           f.for(0, inBlock, 1, (k) => {
@@ -171,14 +176,10 @@ export function writeQueryState(parts: Parts): FunctionHandle {
       ["lines", "i32"],
     ],
     (f, x, weights, heads, groups, s, z, runs, starts, multiplicity, features, y, sums, panels, zBlock, lines) => {
-      const runBytes = 4 * (dim.degree + 1);
-      const [n, first, count, table, index] = f.locals("i32", 5);
+      const [n, count, table, index] = f.locals("i32", 4);
       f.for(0, features, dim.block, (at) => {
         n.set(i32.min(dim.block, i32.sub(features, at)));
-        first.set(i32.load(starts));
-        const subs = i32.shrU(n.plus(SUB_BLOCK - 1), 4);
-        count.set(i32.sub(i32.load(starts.plus(subs.times(WORD))), first));
-        table.set(runs.plus(first.times(runBytes)));
+        findRuns(dim, runs, starts, i32.divU(n.plus(SUB_BLOCK - 1), SUB_BLOCK), table, count);
         f.call(pack, s, z, multiplicity, n, panels, 0, zBlock);
         index.set(0);
         f.for(0, heads, 1, () => {
@@ -353,15 +354,11 @@ export function writeReadGradient(parts: Parts, values: boolean): FunctionHandle
       zBlock,
       lines,
     ) => {
-      const runBytes = 4 * (dim.degree + 1);
-      const [n, first, count, table, index] = f.locals("i32", 5);
+      const [n, count, table, index] = f.locals("i32", 4);
       const total = f.local("i32", i32.mul(heads, groups));
       f.for(0, features, dim.block, (at) => {
         n.set(i32.min(dim.block, i32.sub(features, at)));
-        first.set(i32.load(starts));
-        const subs = i32.shrU(n.plus(SUB_BLOCK - 1), 4);
-        count.set(i32.sub(i32.load(starts.plus(subs.times(WORD))), first));
-        table.set(runs.plus(first.times(runBytes)));
+        findRuns(dim, runs, starts, i32.divU(n.plus(SUB_BLOCK - 1), SUB_BLOCK), table, count);
         f.call(pack, s, z, multiplicity, n, panels, rows, zBlock);
         f.for(
           0,
