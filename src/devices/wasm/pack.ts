@@ -115,7 +115,7 @@ export function writeTranspose(m: ModuleBuilder, padded: number, name: string): 
       f.for(0, padded / 4, 1, () => {
         for (let quad = 0; quad < GROUP / 4; quad++) {
           for (let k = 0; k < 4; k++) r[k].set(v128.load(rows, (4 * quad + k) * row));
-          transpose4x4(r, t).forEach((line, k) => f.store("v128", out, line, k * LINE + 16 * quad));
+          for (const [k, line] of transpose4x4(r, t).entries()) f.store("v128", out, line, k * LINE + 16 * quad);
         }
         rows.add(16);
         out.add(4 * LINE);
@@ -139,7 +139,7 @@ export function writeUntranspose(m: ModuleBuilder, padded: number, name: string)
       f.for(0, padded / 4, 1, () => {
         for (let quad = 0; quad < GROUP / 4; quad++) {
           for (let k = 0; k < 4; k++) r[k].set(v128.load(lines, k * LINE + 16 * quad));
-          transpose4x4(r, t).forEach((line, k) => f.store("v128", out, line, (4 * quad + k) * row));
+          for (const [k, line] of transpose4x4(r, t).entries()) f.store("v128", out, line, (4 * quad + k) * row);
         }
         lines.add(4 * LINE);
         out.add(16);
