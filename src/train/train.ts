@@ -1,8 +1,6 @@
 import { existsSync, mkdirSync } from "node:fs";
 import { join } from "node:path";
 import { loadTokenizer, TokenFile, type Tokenizer, writeFileWhole } from "../data/index.js";
-import type { Device } from "../devices/device.js";
-import { getDevice } from "../devices/get-device.js";
 import { checkVocabulary, evaluate } from "../eval/evaluate.js";
 import { generateText } from "../generate/generate.js";
 import { GPT } from "../models/gpt.js";
@@ -13,6 +11,7 @@ import { Generator } from "../tensor/random.js";
 import { Scope } from "../tensor/scope.js";
 import { Checkpoints, findCheckpoint, loadTraining, type TrainState } from "./checkpoint.js";
 import { modelConfig, type TrainConfig } from "./config.js";
+import { deviceFor } from "./device.js";
 import { checkProgress } from "./divergence.js";
 import { type Metric, MetricsFile } from "./metrics.js";
 import { reportHtml } from "./report.js";
@@ -56,11 +55,6 @@ export interface TrainResult {
   checkpoint: string;
   report: string;
   seconds: number;
-}
-
-function deviceFor({ device, threads }: TrainConfig): Promise<Device> {
-  const kind = device === "auto" ? undefined : (device as "wasm" | "webgpu" | "oracle");
-  return getDevice(kind, threads > 0 ? { threads } : undefined);
 }
 
 /**

@@ -20,11 +20,21 @@ export interface WebGpuOptions {
   device?: GPUDevice;
   /** Which adapter, where there are several. Default "high-performance". */
   powerPreference?: GPUPowerPreference;
+  /**
+   * Keep indices inside buffers: Dawn adds a comparison to every access of a shader. Kernels are made so that theirs are,
+   * and tests run with the checks on; without them a mistake reads or writes someone else's memory. What they cost
+   * depends on the kernel and the GPU. Only where the library starts WebGPU itself, so neither in browsers nor with
+   * `device`. Default true.
+   */
+  boundsChecks?: boolean;
   /** Leave matrix units alone, as on a GPU without them. Default false. */
   portable?: boolean;
   /** Most bytes that tensors may take together. Default: what the GPU has. */
   maxMemory?: number;
-  /** Name the first operation that produced a NaN at the next read or sync. Default false. */
+  /**
+   * Name the first operation that produced a NaN, or that got a gate above 1 or an id out of range, at the next read or
+   * sync. Default false.
+   */
   check?: boolean;
 }
 
@@ -120,10 +130,16 @@ export class WebGpuDevice extends Device {
   static async create(options: WebGpuOptions = {}): Promise<WebGpuDevice> {
     if (options.device) {
       const { device } = options;
+      if (options.boundsChecks === false) {
+        throw new Error(
+          "getDevice: boundsChecks: false needs a device that the library makes itself, got options.device; " +
+            "leave one of them out, or make that device with Dawn's toggle disable_robustness",
+        );
+      }
       const info = (device as { adapterInfo?: GPUAdapterInfo }).adapterInfo;
       return new WebGpuDevice(device, info, false, options);
     }
-    const adapter = await findAdapter(options.powerPreference);
+    const adapter = await findAdapter(options);
     if (!adapter) {
       throw new Error(
         'getDevice: "webgpu" needs an adapter, and none was found; in Node install the package webgpu and a Vulkan, ' +
