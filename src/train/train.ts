@@ -77,7 +77,7 @@ export async function train(options: TrainOptions): Promise<TrainResult> {
   const modelShape = modelConfig(config, tokenizer.vocabSize);
   const generator = new Generator(seed);
   const model = new GPT(modelShape, { device, dtype: config.dtype as DType, generator });
-  checkVocabulary("train", model, valFile);
+  for (const file of [trainFile, valFile]) checkVocabulary("train", model, file);
   const optimizer = new AdamW(model.parameters(), config);
   const random = new Generator(seed + 1);
   let state: TrainState = { version: 1, step: 0, position: 0, random: random.state, meanLoss: null, bestLoss: null };
