@@ -2,9 +2,12 @@ import { execFileSync } from "node:child_process";
 import { existsSync } from "node:fs";
 import { expect, test } from "vitest";
 import { getDevice } from "../src/devices/get-device.js";
-import { findAdapter } from "../src/devices/webgpu/adapter.js";
-import { expectSame, type Problem, randomInputs, solve } from "./attention.js";
+import { findAdapter, requestDevice } from "../src/devices/webgpu/adapter.js";
+import { powerFull } from "../src/power-attention.js";
+import { randn, zeros } from "../src/tensor/create.js";
+import { expectClose, expectSame, type Problem, randomInputs, solve } from "./attention.js";
 import { describeOnGpu } from "./devices.js";
+import { limitedGpu } from "./limited-gpu.js";
 import { attentionTolerance } from "./tolerances.js";
 
 const tolerance = (name: string) => attentionTolerance("webgpu", "f32", name.startsWith("d") ? "gradient" : "output");
@@ -34,6 +37,36 @@ describeOnGpu("webgpu within the limits of small GPUs", () => {
       const arrays = randomInputs(problem);
       expectSame(await solve(device, problem, arrays), await solve(oracle, problem, arrays), tolerance);
     }
+    device.dispose();
+    gpu.destroy();
+  });
+
+  test("running out of memory names what was needed and what helps, and the device goes on", async () => {
+    const gpu = limitedGpu(await requestDevice((await findAdapter())!), { memory: 16 * 2 ** 20 });
+    const device = await getDevice("webgpu", { device: gpu });
+    const q = randn([1, 256, 4, 16], { device, seed: 1 });
+    const run = async (chunkSize: number) => {
+      const output = powerFull(q, q, q, { chunkSize });
+      try {
+        return await output.data();
+      } finally {
+        output.dispose();
+      }
+    };
+    const expected = await run(128);
+    const kept = zeros([2 ** 20], { device });
+    const free = zeros([2 ** 20], { device });
+    free.dispose();
+    await device.sync();
+    const { used, reserved } = device.memory();
+    // 256 chunks of 4 states of 136 × 16 numbers, 9 MiB, where 16 − 8 − a little are left.
+    await expect(run(1)).rejects.toThrow(
+      /webgpu: out of memory: 10\.0 MiB more were needed beside [4-6]\.\d MiB in use and [4-5]\.\d MiB kept for reuse, which are free now. Free tensors.*chunkSize/,
+    );
+    expect(device.memory().used).toBe(used);
+    expect(device.memory().reserved).toBeLessThan(reserved - 4 * 2 ** 20);
+    kept.dispose();
+    expectClose(await run(1), expected, 1e-5, "output after running out of memory");
     device.dispose();
     gpu.destroy();
   });

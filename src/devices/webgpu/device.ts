@@ -187,21 +187,29 @@ export class WebGpuDevice extends Device {
 
   #createBuffer(size: number, usage: number): GPUBuffer {
     const { maxBufferSize } = this.gpu.limits;
+    const { used, reserved } = this.#pool;
     if (size > maxBufferSize) {
       throw new RangeError(
         `webgpu: one buffer holds at most ${mib(maxBufferSize)} on this adapter, and ${mib(size)} are needed; ` +
           "make the batch or the sequence smaller",
       );
     }
-    return this.#watch(
+    const buffer = this.#watch(
       "out-of-memory",
       () => this.gpu.createBuffer({ size, usage }),
-      () =>
-        new RangeError(
-          `webgpu: out of memory: ${mib(size)} more were needed beside ${mib(this.#pool.used)} in use. ` +
-            "Free tensors with scope() or dispose(), make the batch or sequence smaller, or raise chunkSize (fewer states)",
-        ),
+      () => {
+        // What is free goes back to the GPU, so that a smaller attempt finds room.
+        this.#pool.refuse(buffer);
+        this.#recorder.submit();
+        this.#pool.trim();
+        return new RangeError(
+          `webgpu: out of memory: ${mib(size)} more were needed beside ${mib(used)} in use and ` +
+            `${mib(reserved - used)} kept for reuse, which are free now. Free tensors with scope() or dispose(), make ` +
+            "the batch or the sequence smaller, or raise chunkSize (fewer states)",
+        );
+      },
     );
+    return buffer;
   }
 
   allocate(dtype: DType, length: number): Storage {
