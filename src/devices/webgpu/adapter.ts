@@ -32,7 +32,8 @@ async function startDawn(toggles: string): Promise<GPU | undefined> {
   for (const [key, value] of Object.entries(module.globals)) {
     if (!(key in globalThis)) Object.defineProperty(globalThis, key, { value, configurable: true, writable: true });
   }
-  return module.create([`enable-dawn-features=${toggles}`]) as GPU;
+  // Timestamps are rounded to 0.1 ms otherwise, a guard that pages need and Node does not.
+  return module.create([`enable-dawn-features=${toggles}`, "disable-dawn-features=timestamp_quantization"]) as GPU;
 }
 
 function browserGpu(): GPU | undefined {
