@@ -71,25 +71,47 @@ describeOnGpu("webgpu within the limits of small GPUs", () => {
     gpu.destroy();
   });
 
-  test("states beyond one binding are taken in parts that hand on their state", async () => {
-    const device = await getDevice("webgpu");
-    const problem: Problem = {
-      batch: 2,
-      time: 150,
-      queryHeads: 2,
-      heads: 2,
-      headDim: 64,
-      valueDim: 64,
-      degree: 2,
-      gated: true,
-      initial: true,
-      final: true,
-    };
-    const arrays = randomInputs(problem);
-    // 150 chunks of 2 states of 0.5 MiB each, twice: 305 MiB where 128 MiB may be all that one kernel sees.
-    const parts = await solve(device, { ...problem, options: { chunkSize: 1 } }, arrays);
-    const whole = await solve(device, { ...problem, options: { chunkSize: null } }, arrays);
-    expectSame(parts, whole, (name) => 4 * tolerance(name));
+  const small: Problem = {
+    batch: 2,
+    time: 9,
+    queryHeads: 6,
+    heads: 3,
+    headDim: 16,
+    valueDim: 16,
+    degree: 2,
+    gated: true,
+    initial: true,
+    final: true,
+    options: { chunkSize: 2 },
+  };
+  const headBytes = 4 * 136 * 16;
+
+  // 5 chunks of 3 heads, of a sequence at a time; then two heads at a time, and the third; then each head on its own.
+  test.each([7, 2, 1])("states beyond one binding are taken in parts: %i heads' states fit", async (fit) => {
+    const gpu = await requestDevice((await findAdapter())!);
+    const limits = { maxStorageBufferBindingSize: fit * headBytes };
+    const device = await getDevice("webgpu", { device: limitedGpu(gpu, { limits }) });
+    const oracle = await getDevice("oracle");
+    for (const change of [{}, { initial: false, gated: false }, { final: false, degree: 1 }]) {
+      const problem = { ...small, ...change };
+      const arrays = randomInputs(problem);
+      expectSame(await solve(device, problem, arrays), await solve(oracle, problem, arrays), tolerance);
+    }
+    device.dispose();
+    gpu.destroy();
+  });
+
+  test("a head's state beyond one binding is refused, with its size", async () => {
+    const gpu = await requestDevice((await findAdapter())!);
+    const limits = { maxStorageBufferBindingSize: headBytes - 4 };
+    const device = await getDevice("webgpu", { device: limitedGpu(gpu, { limits }) });
+    const q = randn([1, 4, 1, 16], { device, seed: 1 });
+    expect(() => powerFull(q, q, q, { chunkSize: 2 })).toThrow(
+      /powerFull: a head's state must fit the 0\.0 MiB .* got 0\.0 MiB \(expandedDim 136 × valueDim 16 × 4 bytes for degree 2, headDim 16\); use a lower degree/,
+    );
+    expect(powerFull(q, q, q, { chunkSize: null }).shape).toEqual([1, 4, 1, 16]);
+    device.dispose();
+    gpu.destroy();
   });
 
   test("a process that used the GPU exits by itself", () => {

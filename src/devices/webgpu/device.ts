@@ -458,7 +458,7 @@ export class WebGpuDevice extends Device {
     if (size > limit) {
       throw new RangeError(
         `webgpu: a kernel sees at most ${mib(limit)} of a tensor on this device, and ${name} of ${kernel} spans ` +
-          `${mib(size)}; make the batch or the sequence smaller, or use a half-precision dtype`,
+          `${mib(size)}; make the batch or the sequence smaller, use a half-precision dtype, or for a state a lower degree or smaller heads`,
       );
     }
     return { resource: { buffer, offset, size }, origin: (start - offset) / width };

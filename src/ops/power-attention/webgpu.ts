@@ -8,6 +8,7 @@ import { readState, stateGradient } from "../query-state/webgpu-query.js";
 import { scanInPlace, stateInnerProducts } from "../state-scan/webgpu.js";
 import type { PowerBackward, PowerForward, PowerInputs, PowerPlan, SequencePlan, State } from "./contract.js";
 import { absent, gateGradient, gateSums } from "./webgpu-gates.js";
+import { backwardInPieces, forwardInPieces } from "./webgpu-pieces.js";
 import { finishGradient, normalise, normaliseBackward, zerosLike } from "./webgpu-rows.js";
 
 /** Most bytes of chunk states alive at once; beyond it the sequence is taken in parts that hand on their state. */
@@ -111,7 +112,8 @@ function forward(plan: PowerPlan, inputs: PowerInputs) {
   return { output, finalState, saved: q.dtype === "f32" ? [sum] : [sum, unrounded] };
 }
 
-export const powerWebGpu: PowerForward = (plan, inputs) => noGrad(() => scope(() => forward(plan, inputs)));
+export const powerWebGpu: PowerForward = (plan, inputs) =>
+  noGrad(() => scope(() => forwardInPieces(forward)(plan, inputs)));
 
 function backward(
   plan: PowerPlan,
@@ -188,4 +190,5 @@ function backward(
   };
 }
 
-export const powerBackwardWebGpu: PowerBackward = (...args) => noGrad(() => scope(() => backward(...args)));
+export const powerBackwardWebGpu: PowerBackward = (...args) =>
+  noGrad(() => scope(() => backwardInPieces(backward)(...args)));
