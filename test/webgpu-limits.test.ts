@@ -115,17 +115,22 @@ describeOnGpu("webgpu within the limits of small GPUs", () => {
   });
 
   test("a process that used the GPU exits by itself", () => {
-    const entry = new URL("../dist/src/devices/get-device.js", import.meta.url);
+    const entry = new URL("../dist/src/index.js", import.meta.url);
     if (!existsSync(entry)) return expect(existsSync(entry), "npm run build comes before the tests").toBe(true);
+    // Nothing is disposed, work is pending, and one device is of an instance of its own.
     const script = `
-      const { getDevice } = await import(${JSON.stringify(entry.href)});
-      const device = await getDevice("webgpu");
-      const storage = device.allocate("f32", 4);
-      device.write(storage, [1, 2, 3, 4]);
-      console.log((await device.read(storage, 0, 4)).join());`;
+      const { getDevice, powerFull, randn } = await import(${JSON.stringify(entry.href)});
+      for (const options of [undefined, { boundsChecks: false }]) {
+        const device = await getDevice("webgpu", options);
+        const q = randn([1, 6, 1, 4], { device, seed: 1, requiresGrad: true });
+        powerFull(q, q, q).sum().backward();
+        console.log((await q.grad.data()).length);
+        powerFull(q, q, q);
+      }`;
     for (let n = 0; n < 5; n++) {
+      // Throws where the exit code is not 0.
       const output = execFileSync(process.execPath, ["--input-type=module", "-e", script], { timeout: 30_000 });
-      expect(String(output).trim()).toBe("1,2,3,4");
+      expect(String(output).trim().split("\n")).toEqual(["24", "24"]);
     }
   });
 });
