@@ -1,21 +1,19 @@
 import { webgpuDevice } from "../../../devices/webgpu/device.js";
 import type { KernelSource } from "../../../devices/webgpu/kernel.js";
+import {
+  columnMatrices,
+  declareSums,
+  matrices,
+  multiplyAdd,
+  rowStride,
+  storeSums,
+} from "../../../devices/webgpu/matrix-text.js";
 import { empty, type Tensor } from "../../../tensor/tensor.js";
 import type { SequencePlan } from "../contract.js";
 import { GROUP } from "./features.js";
 import type { Levels } from "./levels.js";
 import { chunkRows, type Packed } from "./pack.js";
-import {
-  columnMatrices,
-  declareSums,
-  MAKE_FEATURES,
-  matrices,
-  matricesConstants,
-  multiplyAdd,
-  type PowerTiles,
-  rowStride,
-  storeSums,
-} from "./tiles.js";
+import { MAKE_FEATURES, type PowerTiles, powerConstants } from "./tiles.js";
 
 /**
  * Σ_t weight_t · φ(x_t) y_tᵀ over the tokens of a chunk: [features × tokens] by [tokens × columns]. Features are made in
@@ -103,7 +101,7 @@ export function accumulate(
   const source: KernelSource = {
     name: "accumulate-on-matrix-units",
     constants: {
-      ...matricesConstants(tiles),
+      ...powerConstants(tiles),
       DEGREE: degree,
       X_OCTETS: x.octets,
       Y_OCTETS: y.octets,

@@ -1,20 +1,19 @@
 import { webgpuDevice } from "../../../devices/webgpu/device.js";
 import type { KernelSource } from "../../../devices/webgpu/kernel.js";
-import { empty, type Tensor } from "../../../tensor/tensor.js";
-import type { SequencePlan } from "../contract.js";
-import type { Levels } from "./levels.js";
-import { chunkRows, type Packed } from "./pack.js";
 import {
   columnMatrices,
   declareSums,
   each,
   matrices,
-  matricesConstants,
   multiplyAdd,
-  type PowerTiles,
   rowStride,
   storeSums,
-} from "./tiles.js";
+} from "../../../devices/webgpu/matrix-text.js";
+import { empty, type Tensor } from "../../../tensor/tensor.js";
+import type { SequencePlan } from "../contract.js";
+import type { Levels } from "./levels.js";
+import { chunkRows, type Packed } from "./pack.js";
+import { type PowerTiles, powerConstants } from "./tiles.js";
 
 /** Powers of dot products of packed rows are at most 1: multiplied by the last power of two of f16, they keep most digits. */
 export const WEIGHT_EXPONENT = 15;
@@ -142,7 +141,7 @@ export function pairs(plan: SequencePlan, tiles: PowerTiles, q: Packed, k: Packe
   const source: KernelSource = {
     name: "pairs-on-matrix-units",
     constants: {
-      ...matricesConstants(tiles),
+      ...powerConstants(tiles),
       DEGREE: degree,
       X_OCTETS: q.octets,
       X_STRIDE: rowStride(q.octets),

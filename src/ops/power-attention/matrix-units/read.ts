@@ -1,20 +1,18 @@
 import { webgpuDevice } from "../../../devices/webgpu/device.js";
 import type { KernelSource } from "../../../devices/webgpu/kernel.js";
-import { empty, type Tensor } from "../../../tensor/tensor.js";
-import type { SequencePlan } from "../contract.js";
-import { chunkRows, type Packed } from "./pack.js";
 import {
   columnMatrices,
   declareSums,
   each,
-  MAKE_FEATURES,
   matrices,
-  matricesConstants,
   multiplyAdd,
-  type PowerTiles,
   rowStride,
   storeSums,
-} from "./tiles.js";
+} from "../../../devices/webgpu/matrix-text.js";
+import { empty, type Tensor } from "../../../tensor/tensor.js";
+import type { SequencePlan } from "../contract.js";
+import { chunkRows, type Packed } from "./pack.js";
+import { MAKE_FEATURES, type PowerTiles, powerConstants } from "./tiles.js";
 
 /** φ(x_t)ᵀ s of a token's chunk: [tokens × features] by [features × columns], 64 features at a time, made as needed. */
 const body = (tiles: PowerTiles, columns: number) => {
@@ -94,7 +92,7 @@ export function read(
   const source: KernelSource = {
     name: "read-on-matrix-units",
     constants: {
-      ...matricesConstants(tiles),
+      ...powerConstants(tiles),
       DEGREE: degree,
       X_OCTETS: x.octets,
       S_STRIDE: rowStride(columns / 8),

@@ -1,14 +1,9 @@
-import { MATRIX_DIRECTIVES, type MatrixUnits } from "../../../devices/webgpu/matrix-units.js";
+import { type Matrices, matricesOf, matrixConstants } from "../../../devices/webgpu/matrix-text.js";
+import type { MatrixUnits } from "../../../devices/webgpu/matrix-units.js";
 import { GROUP, OCTET } from "./features.js";
 
 /** How the workgroups of power attention's kernels share their work. */
-export interface PowerTiles {
-  /** Rows and steps of a matrix, and its columns: wide ones as far as they go, narrow ones for the rest. */
-  M: number;
-  K: number;
-  wide: number;
-  narrow: number;
-  subgroupSize: number;
+export interface PowerTiles extends Matrices {
   /** Packed rows are this many elements long, or a multiple; packed values this many columns. */
   stepMultiple: number;
   columnMultiple: number;
@@ -30,11 +25,9 @@ export function powerTiles(
   tuned: Record<string, Record<string, number>>,
 ): PowerTiles | undefined {
   if (!units || limits.maxStorageBuffersPerShaderStage < BINDINGS) return undefined;
-  const { narrow, subgroupSize } = units;
-  const { M, K } = narrow;
-  if (narrow.N !== OCTET || GROUP % M !== 0 || 16 % K !== 0) return undefined;
-  const wide = units.M === M && units.K === K && 16 % units.N === 0 ? units.N : narrow.N;
-  const matrices = { M, K, wide, narrow: narrow.N, subgroupSize };
+  const matrices = matricesOf(units);
+  const { M, K, narrow, subgroupSize } = matrices;
+  if (narrow !== OCTET || GROUP % M !== 0 || 16 % K !== 0) return undefined;
   // Subgroups of fewer than 16 are a processor that plays a GPU: it compiles large tiles for minutes.
   if (subgroupSize < 16 || limits.maxComputeWorkgroupStorageSize < 48 * 1024) {
     return {
@@ -55,66 +48,8 @@ export function powerTiles(
 /** Features of packed rows are at most 1 and mostly far less: they are multiplied by this power of two. */
 export const FEATURE_EXPONENT = 10;
 
-/** 16-byte vectors from one row of a tile to the next: odd, so that eight rows start in different banks. */
-export const rowStride = (octets: number) => octets + 1 - (octets % 2);
-
-/** Matrices side by side: where each begins, in octets of columns, and how many columns it has. */
-export interface Column {
-  octet: number;
-  width: number;
-}
-
-export function columnMatrices(columns: number, { wide, narrow }: PowerTiles): Column[] {
-  const matrices: Column[] = [];
-  for (let at = 0; at < columns; ) {
-    const width = at + wide <= columns ? wide : narrow;
-    matrices.push({ octet: at / OCTET, width });
-    at += width;
-  }
-  return matrices;
-}
-
-/** Text once for each of `count`: compilers keep matrices in registers only where each has a name of its own. */
-export const each = (count: number, text: (k: number) => string) =>
-  Array.from({ length: count }, (_, k) => text(k)).join("\n");
-
-/** A matrix of sums for each of `down` rows of matrices and each column matrix: sum_i_j. */
-export const declareSums = (down: number, columns: Column[]) =>
-  each(down, (i) => columns.map(({ width }, j) => `var sum_${i}_${j}: Result${width};`).join(" "));
-
-/** sum_i_j += left_i × right_j; `left(i)` and `right(column)` say where each is loaded from. */
-export const multiplyAdd = (
-  down: number,
-  columns: Column[],
-  left: (i: number) => string,
-  right: (column: Column) => string,
-) => `
-${columns.map((column, j) => `let right_${j} = ${right(column)};`).join("\n")}
-${each(
-  down,
-  (i) => `let left_${i} = ${left(i)};
-${columns.map((_, j) => `sum_${i}_${j} = subgroupMatrixMultiplyAccumulate(left_${i}, right_${j}, sum_${i}_${j});`).join("\n")}`,
-)}`;
-
-/** Stores each sum_i_j to `target`, from `at(i)` and its column on, rows `stride` elements apart. */
-export const storeSums = (down: number, columns: Column[], target: string, stride: string, at: (i: number) => string) =>
-  each(
-    down,
-    (i) => `{ let at = ${at(i)};
-${columns.map(({ octet }, j) => `subgroupMatrixStore<row_major>(&${target}, at + ${octet * OCTET}u, sum_${i}_${j}, ${stride});`).join("\n")} }`,
-  );
-
-/** What kernels on matrix units begin with. */
-export function matrices({ M, K, wide, narrow }: PowerTiles): string {
-  const widths = [...new Set([wide, narrow])];
-  return `${MATRIX_DIRECTIVES}
-alias Left = subgroup_matrix_left<f16, ${K}, ${M}>;
-${widths.map((N) => `alias Right${N} = subgroup_matrix_right<f16, ${N}, ${K}>; alias Result${N} = subgroup_matrix_result<f32, ${N}, ${M}>;`).join("\n")}
-`;
-}
-
-export function matricesConstants({ M, K, subgroupSize }: PowerTiles): Record<string, number> {
-  return { MATRIX_M: M, MATRIX_K: K, SUBGROUP: subgroupSize, FEATURE_EXPONENT };
+export function powerConstants(tiles: PowerTiles): Record<string, number> {
+  return { ...matrixConstants(tiles), FEATURE_EXPONENT };
 }
 
 /**
