@@ -41,7 +41,6 @@ const kernel = (dtype: DType, constants: Record<string, number | boolean>): Kern
     firstChunk: "u32",
     rows: "u32",
     scaleLog: "f32",
-    sign: "f32",
   },
   body: `
 fn power_of(magnitude: f32) -> f32 {
@@ -74,7 +73,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   }
   var sum = near.y * load_near(at * COLUMNS + SUM_COLUMN);
   if (reads) { sum += far.y * load_far(at * COLUMNS + SUM_COLUMN); }
-  let shared_factor = P.sign * exp2(level + DEGREE * load_exponents(at) + P.scaleLog);
+  let shared_factor = exp2(level + DEGREE * load_exponents(at) + P.scaleLog);
   var factor = shared_factor;
   if (DIVIDE) { factor = select(1.0 / sum, 0.0, sum == 0.0); }
   if (lane % 8u == 0u) { store_rowSum(row, shared_factor * sum); }
@@ -112,6 +111,7 @@ export function finish(
   queries: Packed,
   keys: Levels,
   valueLargest: Tensor,
+  sumAt: number,
   result: Output,
 ): void {
   const { batch, time, queryHeads, heads, valueDim, chunkSize, chunks, degree, scale } = plan;
@@ -123,7 +123,7 @@ export function finish(
       DEGREE: degree,
       CHUNK_ROWS: chunkRows(plan),
       COLUMNS: near.shape[1],
-      SUM_COLUMN: 8 * Math.ceil(valueDim / 8),
+      SUM_COLUMN: 8 * sumAt,
       WEIGHT_EXPONENT,
       FEATURE_EXPONENT,
       STATES: far !== undefined,
@@ -144,7 +144,6 @@ export function finish(
         ...{ time, heads, group: queryHeads / heads, chunkSize, chunks, valueDim, rows },
         firstChunk: far?.firstChunk ?? 0,
         scaleLog: degree * Math.log2(Math.abs(scale)),
-        sign: Math.sign(scale) ** degree,
       },
       workgroups: device.spread(Math.ceil(rows / 32)),
     },

@@ -3,11 +3,14 @@ import { fromValues, type Tensor } from "../../../tensor/tensor.js";
 import { largestOfChunks } from "../../chunk-state/webgpu-largest.js";
 import type { SequencePlan, State } from "../contract.js";
 import { accumulate } from "./accumulate.js";
-import { type FeatureOrder, featureOrder } from "./features.js";
+import { featureGradient } from "./feature-gradient.js";
+import { type FeatureOrder, featureOrder, OCTET } from "./features.js";
 import { finish, type Output } from "./finish.js";
-import { type Levels, levels } from "./levels.js";
-import { type Packed, packRows, packValues } from "./pack.js";
+import { joinGradient } from "./join.js";
+import { type Levels, laterLevels, levels } from "./levels.js";
+import { type Packed, packGradients, packRows, packValues, valueOctets } from "./pack.js";
 import { pairs } from "./pairs.js";
+import { pairsGradients } from "./pairs-gradients.js";
 import { read } from "./read.js";
 import { type ChunkStates, scanStates } from "./scan.js";
 import { type PowerTiles, powerTiles } from "./tiles.js";
@@ -23,8 +26,9 @@ export interface HalfInputs {
 /** The tiles for a call, or undefined where it is one for the portable kernels. */
 export function tilesFor(plan: SequencePlan, x: Tensor): PowerTiles | undefined {
   const { gpu, matrixUnits, tuned } = webgpuDevice(x);
-  if (x.dtype === "f32" || plan.degree < 1 || plan.degree > 4 || plan.scale === 0) return undefined;
-  return powerTiles(matrixUnits, gpu.limits, tuned);
+  const { degree, scale } = plan;
+  const plain = degree >= 1 && degree <= 4 && (scale > 0 || (scale < 0 && degree % 2 === 0));
+  return x.dtype === "f32" || !plain ? undefined : powerTiles(matrixUnits, gpu.limits, tuned);
 }
 
 /** φ's order for a plan, and its table of octets on the device. */
@@ -40,7 +44,7 @@ function orderOf({ headDim, degree }: SequencePlan, tiles: PowerTiles, like: Ten
 /** Bytes that the states of one chunk take, sums and what enters. */
 export function chunkStateBytes(plan: SequencePlan, tiles: PowerTiles): number {
   const { features } = featureOrder(plan.headDim, plan.degree, tiles.accumulate.groups);
-  return 6 * plan.heads * features * (plan.valueDim + tiles.columnMultiple);
+  return 6 * plan.heads * features * OCTET * valueOctets(plan.valueDim, tiles).stride;
 }
 
 interface PackedKeys {
@@ -55,29 +59,41 @@ function packKeys(plan: SequencePlan, tiles: PowerTiles, { k, v, gates }: HalfIn
   const valueLargest = largestOfChunks(plan, v);
   return {
     k: packed,
-    v: packValues(plan, v, valueLargest, tiles.columnMultiple),
+    v: packValues(plan, v, valueLargest, tiles),
     valueLargest,
-    levels: levels(plan, "keys", packed.exponents, gates),
+    levels: levels(plan, packed, gates),
   };
 }
 
-/** The states that enter each chunk, and the one that leaves the last where it is wanted. */
-function enteringStates(
+interface Directed {
+  side: "keys" | "queries";
+  /** What features are made of, what they are summed with, and how the tokens weigh. */
+  x: Packed;
+  y: Packed;
+  levels: Levels;
+  first: Partial<State> | undefined;
+  wantLast: boolean;
+}
+
+/** States that enter chunks, from keys and values; or that arrive at them from later chunks, from queries and gradients. */
+function chunkStates(plan: SequencePlan, tiles: PowerTiles, keys: PackedKeys, directed: Directed): ChunkStates {
+  const { side, x, y, levels: summed, first, wantLast } = directed;
+  const [order, octets] = orderOf(plan, tiles, x.values);
+  const sums = accumulate(plan, tiles, x, y, summed, octets);
+  const { sumAt } = valueOctets(plan.valueDim, tiles);
+  const { levels: keyLevels, valueLargest } = keys;
+  const states = scanStates(plan, order, { sums, keys: keyLevels, summed, side, valueLargest, sumAt, first, wantLast });
+  sums.dispose();
+  return states;
+}
+
+const enteringStates = (
   plan: SequencePlan,
   tiles: PowerTiles,
   keys: PackedKeys,
   first: Partial<State> | undefined,
   wantLast: boolean,
-): ChunkStates & { octets: Tensor } {
-  const [order, octets] = orderOf(plan, tiles, keys.k.values);
-  const sums = accumulate(plan, tiles, keys.k, keys.v, keys.levels, octets);
-  const states = scanStates(plan, order, {
-    ...{ sums, keys: keys.levels, summed: keys.levels, side: "keys" },
-    ...{ valueLargest: keys.valueLargest, sumLargest: undefined, first, wantLast },
-  });
-  sums.dispose();
-  return { ...states, octets };
-}
+) => chunkStates(plan, tiles, keys, { side: "keys", x: keys.k, y: keys.v, levels: keys.levels, first, wantLast });
 
 /** Fills `result`, and returns the state that leaves where `wantLast`. */
 export function forwardOnMatrixUnits(
@@ -95,10 +111,70 @@ export function forwardOnMatrixUnits(
   const firstChunk = first ? 0 : 1;
   const reads = plan.chunks > firstChunk;
   const states = reads || wantLast ? enteringStates(plan, tiles, keys, first, wantLast) : undefined;
+  const [, octets] = orderOf(plan, tiles, q.values);
   const far =
-    reads && states
-      ? { read: read(plan, tiles, q, states.s, states.octets, firstChunk), states, firstChunk }
-      : undefined;
-  finish(plan, divide, near, far, q, keys.levels, keys.valueLargest, result);
+    reads && states ? { read: read(plan, tiles, q, states.s, octets, firstChunk), states, firstChunk } : undefined;
+  const { sumAt } = valueOctets(plan.valueDim, tiles);
+  finish(plan, divide, near, far, q, keys.levels, keys.valueLargest, sumAt, result);
   return states?.last;
+}
+
+/** The state alone that leaves the last chunk. */
+export function leavingState(
+  plan: SequencePlan,
+  tiles: PowerTiles,
+  inputs: HalfInputs,
+  first: Partial<State> | undefined,
+): State {
+  return enteringStates(plan, tiles, packKeys(plan, tiles, inputs), first, true).last as State;
+}
+
+export interface HalfUpstream {
+  /** f32 [B, T, Hq, e] and [B, T, Hq]: gradients of y and of its sums of weights, before they are divided. */
+  dy: Tensor;
+  dsum: Tensor;
+  /** What entered the first chunk, and the gradient of what left the last. */
+  first: Partial<State> | undefined;
+  dLast: Partial<State> | undefined;
+}
+
+/** Fills f32 gradients of q, k and v, contiguous; returns that of the state that entered where `wantFirst`. */
+export function backwardOnMatrixUnits(
+  plan: SequencePlan,
+  tiles: PowerTiles,
+  inputs: HalfInputs,
+  { dy: dyGiven, dsum, first, dLast }: HalfUpstream,
+  into: { q: Tensor; k: Tensor; v: Tensor },
+  wantFirst: boolean,
+): State | undefined {
+  const { sumAt } = valueOctets(plan.valueDim, tiles);
+  const [, octets] = orderOf(plan, tiles, inputs.q);
+  const keys = packKeys(plan, tiles, inputs);
+  const { k, v, valueLargest } = keys;
+  const q = packRows(plan, inputs.q, tiles.stepMultiple);
+  const dy = packGradients(plan, dyGiven, dsum, valueLargest, tiles);
+  const queryLevels = levels(plan, q, inputs.gates, dy);
+  const later = laterLevels(plan, queryLevels);
+  const near = pairsGradients(plan, tiles, { q, k, v, dy, sumAt, keys: keys.levels, queries: queryLevels, later });
+
+  const firstChunk = first ? 0 : 1;
+  const reads = plan.chunks > firstChunk;
+  const entering = reads ? enteringStates(plan, tiles, keys, first, false) : undefined;
+  const farQ =
+    entering && featureGradient(plan, tiles, "queries", q, dy, entering, octets, sumAt, valueLargest, firstChunk);
+  const arrives = plan.chunks > 1 || dLast !== undefined;
+  const arriving =
+    arrives || wantFirst
+      ? chunkStates(plan, tiles, keys, {
+          ...{ side: "queries", x: q, y: dy, levels: queryLevels, first: dLast, wantLast: wantFirst },
+        })
+      : undefined;
+  const farK = arriving && featureGradient(plan, tiles, "keys", k, v, arriving, octets, sumAt, valueLargest, 0);
+  const farV = arriving && read(plan, tiles, k, arriving.s, octets, 0);
+
+  const shared = { keys: keys.levels, later, dy, valueLargest };
+  joinGradient(plan, "q", { ...shared, near: near.dQ, far: farQ, states: entering, firstChunk, x: q }, into.q);
+  joinGradient(plan, "k", { ...shared, near: near.dK, far: farK, states: arriving, firstChunk: 0, x: k }, into.k);
+  joinGradient(plan, "v", { ...shared, near: near.dV, far: farV, states: arriving, firstChunk: 0, x: k }, into.v);
+  return arriving?.last;
 }

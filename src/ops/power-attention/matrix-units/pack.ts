@@ -22,7 +22,7 @@ export interface Packed {
   values: Tensor;
   /** 16-byte vectors of a row. */
   octets: number;
-  /** The power of two that a row (f32 [B, heads, N, rows]) or a chunk and key head (f32 [B, N, H]) was divided by, as its exponent. */
+  /** f32 [B, heads, N, rows]: exponents of the powers of two that rows were divided by, where that is by row. */
   exponents: Tensor;
 }
 
@@ -41,8 +41,8 @@ const PARAMETERS = {
 
 /**
  * A workgroup takes 256 / LOADED rows, a lane for each eight elements. `BY_ROW`: each row's length comes into [½, 1), so
- * that no product of packed rows is above 1. Else each chunk's largest magnitude does, by `largest`, and a further octet
- * is added, whose first element is 1 or `extra` of the row.
+ * that no product of packed rows is above 1; else each chunk's largest magnitude does, by `largest`. Where a row has octets
+ * more than are loaded, the first of those begins with 1, or with `extra` of the row divided by both powers of two.
  */
 const kernel = (dtype: DType, constants: Record<string, number | boolean>): KernelSource => ({
   name: "pack-halves",
@@ -51,7 +51,6 @@ const kernel = (dtype: DType, constants: Record<string, number | boolean>): Kern
     x: { dtype, access: "read" },
     largest: { dtype: "f32", access: "read" },
     extra: { dtype: "f32", access: "read" },
-    extraLargest: { dtype: "f32", access: "read" },
     packed: { dtype: "f16", access: "write", vectors: true },
     exponents: { dtype: "f32", access: "write" },
   },
@@ -115,9 +114,10 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
     for (var k = 0u; k < LOADED; k++) { squares += bitcast<f32>(partial[min(first + k, 255u)]); }
     // Twice the exponent of the length is that of its square, rounded up.
     e += (exponent_of(bitcast<u32>(squares)) + 1) / 2;
-  } else if (inside) {
-    e = exponent_of(bitcast<u32>(load_largest(state)));
   }
+  var chunkE = 0;
+  if (inside && (!BY_ROW || EXTRA)) { chunkE = exponent_of(bitcast<u32>(load_largest(state))); }
+  if (!BY_ROW) { e = chunkE; }
   if (!inside) { return; }
   let at = row * STRIDE + part;
   store4_packed(at, vec4u(
@@ -125,12 +125,11 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
     two_halves(scaled(value[4], e), scaled(value[5], e)), two_halves(scaled(value[6], e), scaled(value[7], e))));
   if (part > 0u) { return; }
   // A row of zeros weighs nothing, whatever its exponent would be.
-  if (BY_ROW) { store_exponents(row, select(f32(e), -1e9, most == 0u)); return; }
+  if (BY_ROW) { store_exponents(row, select(f32(e), -1e9, most == 0u)); }
   var more = 1.0;
   if (EXTRA) {
-    let extraE = exponent_of(bitcast<u32>(load_extraLargest(state)));
     more = 0.0;
-    if (alive) { more = scaled(load_extra((b * P.time + t) * P.heads + head), extraE); }
+    if (alive) { more = scaled(scaled(load_extra((b * P.time + t) * P.heads + head), e), chunkE); }
   }
   for (var k = u32(LOADED); k < STRIDE; k++) {
     store4_packed(row * STRIDE + k, vec4u(select(0u, two_halves(more, 0.0), k == SUM_AT), 0u, 0u, 0u));
@@ -138,45 +137,46 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
 }`,
 });
 
-function pack(
-  plan: SequencePlan,
-  x: Tensor,
-  octets: { stride: number; sumAt: number },
-  largest?: Tensor,
-  extra?: { values: Tensor; largest: Tensor },
-): Packed {
+interface Packing {
+  octets: { stride: number; sumAt: number };
+  byRow: boolean;
+  /** [B, N, H] f32: the largest magnitude of each chunk and key head. */
+  largest?: Tensor;
+  /** [B, T, heads] f32 */
+  extra?: Tensor;
+}
+
+function pack(plan: SequencePlan, x: Tensor, { octets, byRow, largest, extra }: Packing): Packed {
   const { batch, time, heads: keyHeads, chunkSize, chunks } = plan;
   const [, , heads, width] = x.shape;
   const device = webgpuDevice(x);
   const rows = batch * heads * chunks * chunkRows(plan);
-  const loaded = largest ? octets.sumAt : octets.stride;
   const packed = {
     values: empty([rows, octets.stride * OCTET], device, "f16"),
     octets: octets.stride,
-    exponents: empty([rows], device, "f32"),
+    exponents: empty([byRow ? rows : 1], device, "f32"),
   };
   const none = absent(x);
   const [xB, xT, xH] = x.strides;
   device.dispatch(
     kernel(x.dtype, {
-      LOADED: loaded,
+      LOADED: octets.sumAt,
       STRIDE: octets.stride,
       SUM_AT: octets.sumAt,
       CHUNK_ROWS: chunkRows(plan),
-      BY_ROW: largest === undefined,
+      BY_ROW: byRow,
       EXTRA: extra !== undefined,
     }),
     {
       tensors: {
         x,
         largest: largest ?? none,
-        extra: extra?.values ?? none,
-        extraLargest: extra?.largest ?? none,
+        extra: extra ?? none,
         packed: packed.values,
         exponents: packed.exponents,
       },
       parameters: { rows, time, chunkSize, chunks, heads, group: heads / keyHeads, width, xB, xT, xH },
-      workgroups: device.spread(Math.ceil(rows / Math.floor(256 / loaded))),
+      workgroups: device.spread(Math.ceil(rows / Math.floor(256 / octets.sumAt))),
     },
   );
   return packed;
@@ -185,26 +185,37 @@ function pack(
 /** Queries or keys, each row by itself, as many elements as a multiple of `stepMultiple`. */
 export function packRows(plan: SequencePlan, x: Tensor, stepMultiple: number): Packed {
   const stride = (Math.ceil(x.shape[3] / stepMultiple) * stepMultiple) / OCTET;
-  return pack(plan, x, { stride, sumAt: stride });
+  return pack(plan, x, { octets: { stride, sumAt: stride }, byRow: true });
+}
+
+interface ColumnMultiples {
+  stepMultiple: number;
+  columnMultiple: number;
 }
 
 /** Where packed values have their column for sums, and how many columns they have, all as octets. */
-export function valueOctets(valueDim: number, columnMultiple: number): { stride: number; sumAt: number } {
-  const sumAt = Math.ceil(valueDim / OCTET);
+export function valueOctets(valueDim: number, { stepMultiple, columnMultiple }: ColumnMultiples) {
+  const sumAt = (Math.ceil(valueDim / stepMultiple) * stepMultiple) / OCTET;
   const multiple = columnMultiple / OCTET;
   return { stride: Math.ceil((sumAt + 1) / multiple) * multiple, sumAt };
 }
 
 /**
- * Values [B, T, heads, e], or dy, divided by a power of two by chunk and key head, and after them a column that is 1, or
- * what `extra` [B, T, heads] f32 has, also scaled: what makes sums of weights beside weighted sums.
+ * Values [B, T, H, e], divided by a power of two by chunk and key head, and after them a column of ones: what makes sums of
+ * weights beside weighted sums.
  */
-export function packValues(
+export function packValues(plan: SequencePlan, v: Tensor, largest: Tensor, multiples: ColumnMultiples): Packed {
+  return pack(plan, v, { octets: valueOctets(v.shape[3], multiples), byRow: false, largest });
+}
+
+/** Gradients of y [B, T, Hq, e], each row by itself, and of its sum of weights [B, T, Hq], which is divided by the power of two of the chunk's values too. */
+export function packGradients(
   plan: SequencePlan,
-  x: Tensor,
-  largest: Tensor,
-  columnMultiple: number,
-  extra?: { values: Tensor; largest: Tensor },
+  dy: Tensor,
+  dsum: Tensor,
+  valueLargest: Tensor,
+  multiples: ColumnMultiples,
 ): Packed {
-  return pack(plan, x, valueOctets(x.shape[3], columnMultiple), largest, extra);
+  const octets = valueOctets(dy.shape[3], multiples);
+  return pack(plan, dy, { octets, byRow: true, largest: valueLargest, extra: dsum });
 }

@@ -18,6 +18,18 @@ import { type PowerTiles, powerConstants } from "./tiles.js";
 /** Powers of dot products of packed rows are at most 1: multiplied by the last power of two of f16, they keep most digits. */
 export const WEIGHT_EXPONENT = 15;
 
+/** The same for weights times what arrives at them, which is at most about 2^5 of packed vectors. */
+export const GRADIENT_EXPONENT = 10;
+
+/** Powers of dot products. */
+export const POWER = `
+fn power(x: f32, degree: u32) -> f32 {
+  var y = 1.0;
+  for (var k = 0u; k < degree; k++) { y *= x; }
+  return y;
+}
+`;
+
 /** Σ_j w_ij v_j over the keys of a query's chunk up to itself; see `pairs`. */
 const body = (tiles: PowerTiles, xOctets: number, columns: number) => {
   const { rows, keys, down } = tiles.pairs;
@@ -37,12 +49,7 @@ var<workgroup> scores: array<f32, ROWS * SCORE_STRIDE>;
 var<workgroup> weights: array<vec4u, ROWS * WEIGHT_STRIDE>;
 var<workgroup> keyLevels: array<f32, KEYS>;
 
-fn power(x: f32) -> f32 {
-  var y = x;
-  for (var k = 1u; k < DEGREE; k++) { y *= x; }
-  return y;
-}
-
+${POWER}
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
         @builtin(local_invocation_index) lane: u32) {
@@ -100,7 +107,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
         var two: vec2f;
         for (var k = 0u; k < 2u; k++) {
           let key = 8u * octet + 2u * pair + k;
-          let weight = power(scores[row * SCORE_STRIDE + key]) * exp2(keyLevels[key] - most + WEIGHT_EXPONENT);
+          let weight = power(scores[row * SCORE_STRIDE + key], DEGREE) * exp2(keyLevels[key] - most + WEIGHT_EXPONENT);
           two[k] = select(0.0, weight, key0 + key <= first + row);
         }
         word[pair] = bitcast<u32>(vec2<f16>(two));

@@ -32,7 +32,6 @@ const factorsKernel = (constants: Record<string, number | boolean>): KernelSourc
     tokens: { dtype: "f32", access: "read" },
     levelLargest: { dtype: "f32", access: "read" },
     valueLargest: { dtype: "f32", access: "read" },
-    sumLargest: { dtype: "f32", access: "read" },
     firstS: { dtype: "f32", access: "read" },
     firstZ: { dtype: "f32", access: "read" },
     factors: { dtype: "f32", access: "write" },
@@ -73,27 +72,28 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane:
       let gate = load_tokens(4u * ((line * P.chunks + chunk) * CHUNK_ROWS + count - 1u) + 2u);
       decays[lane] = exp2(gate);
       let state = (b * P.chunks + chunk) * P.heads + head;
-      var factor = exp2(load_levelLargest(line * P.chunks + chunk) + select(gate, 0.0, QUERIES) + P.scaleLog);
-      addends[lane] = factor * vec2f(power_of(load_valueLargest(state)), 1.0);
-      if (SUMS) { addends[lane].y *= power_of(load_sumLargest(state)); }
+      let factor = exp2(load_levelLargest(line * P.chunks + chunk) + select(gate, 0.0, QUERIES) + P.scaleLog);
+      // Gradients' powers of two are in their levels; those of sums have the values' beside.
+      let power = power_of(load_valueLargest(state));
+      addends[lane] = factor * select(vec2f(power, 1.0), vec2f(1.0, power), QUERIES);
     }
     workgroupBarrier();
     // Every lane walks alike; each keeps what enters its own chunk.
     for (var k = 0u; k < min(256u, P.chunks - base); k++) {
       if (lane == 0u) { bounds[k] = bound; }
-      bound = decays[k] * bound + P.most * addends[k];
+      bound = decays[k] * bound + vec2f(P.most, select(1.0, 64.0, QUERIES) * P.most) * addends[k];
     }
     workgroupBarrier();
     if (at < P.chunks) {
-      let power = vec2f(power_of(P.weight * bounds[lane].x), power_of(P.weight * bounds[lane].y)) * exp2(-15.0);
+      let powers = vec2f(power_of(P.weight * bounds[lane].x), power_of(P.weight * bounds[lane].y)) * exp2(-15.0);
       let to = ${FACTORS}u * (line * P.chunks + chunk);
       store_factors(to, decays[lane]);
       store_factors(to + 1u, addends[lane].x);
       store_factors(to + 2u, addends[lane].y);
-      store_factors(to + 3u, 1.0 / power.x);
-      store_factors(to + 4u, 1.0 / power.y);
-      store_factors(to + 5u, power.x);
-      store_factors(to + 6u, power.y);
+      store_factors(to + 3u, 1.0 / powers.x);
+      store_factors(to + 4u, 1.0 / powers.y);
+      store_factors(to + 5u, powers.x);
+      store_factors(to + 6u, powers.y);
     }
     workgroupBarrier();
   }
@@ -182,9 +182,10 @@ export interface ScanInputs {
   keys: Levels;
   summed: Levels;
   side: "keys" | "queries";
-  /** [B, N, H] f32: the largest of the values, and of the last column where it is not 1. */
+  /** [B, N, H] f32: the largest of the values. */
   valueLargest: Tensor;
-  sumLargest: Tensor | undefined;
+  /** The octet of columns that begins with the sums. */
+  sumAt: number;
   first: Partial<State> | undefined;
   wantLast: boolean;
 }
@@ -192,7 +193,7 @@ export interface ScanInputs {
 /** Carries sums over chunks: what enters each (keys, forwards), or arrives from those after it (queries, backwards). */
 export function scanStates(plan: SequencePlan, order: FeatureOrder, inputs: ScanInputs): ChunkStates {
   const { batch, heads, queryHeads, chunks, chunkSize, time, expandedDim, valueDim, degree, headDim, scale } = plan;
-  const { sums, keys, summed, side, valueLargest, sumLargest, first, wantLast } = inputs;
+  const { sums, keys, summed, side, valueLargest, sumAt, first, wantLast } = inputs;
   const device = webgpuDevice(sums);
   const none = absent(sums);
   const queries = side === "queries";
@@ -207,27 +208,23 @@ export function scanStates(plan: SequencePlan, order: FeatureOrder, inputs: Scan
     return zero;
   };
   const shared = { REVERSE: queries, HAS_FIRST: first !== undefined };
-  device.dispatch(
-    factorsKernel({ ...shared, QUERIES: queries, SUMS: sumLargest !== undefined, CHUNK_ROWS: chunkRows(plan) }),
-    {
-      tensors: {
-        tokens: keys.tokens,
-        levelLargest: summed.largest,
-        valueLargest,
-        sumLargest: sumLargest ?? none,
-        firstS: bounds ? zeros(bounds.s, [lines]) : none,
-        firstZ: bounds ? zeros(bounds.z, [lines]) : none,
-        factors,
-      },
-      parameters: {
-        ...{ time, heads, chunkSize, chunks },
-        scaleLog: (queries ? degree * Math.log2(Math.abs(scale)) : 0) - FEATURE_EXPONENT,
-        most: 2 ** FEATURE_EXPONENT * chunkSize * (queries ? queryHeads / heads : 1),
-        weight: Math.max(...order.table.multiplicities),
-      },
-      workgroups: [lines],
+  device.dispatch(factorsKernel({ ...shared, QUERIES: queries, CHUNK_ROWS: chunkRows(plan) }), {
+    tensors: {
+      tokens: keys.tokens,
+      levelLargest: summed.largest,
+      valueLargest,
+      firstS: bounds ? zeros(bounds.s, [lines]) : none,
+      firstZ: bounds ? zeros(bounds.z, [lines]) : none,
+      factors,
     },
-  );
+    parameters: {
+      ...{ time, heads, chunkSize, chunks },
+      scaleLog: (queries ? degree * Math.log2(Math.abs(scale)) : 0) - FEATURE_EXPONENT,
+      most: 2 ** FEATURE_EXPONENT * chunkSize * (queries ? queryHeads / heads : 1),
+      weight: Math.max(...order.table.multiplicities),
+    },
+    workgroups: [lines],
+  });
   const s = empty([batch, heads, chunks, order.features, columns], device, "f16");
   const last = wantLast
     ? {
@@ -241,7 +238,7 @@ export function scanStates(plan: SequencePlan, order: FeatureOrder, inputs: Scan
       ...shared,
       WANT_LAST: wantLast,
       OCTETS: columns / 8,
-      SUM_AT: Math.ceil(valueDim / 8),
+      SUM_AT: sumAt,
     }),
     {
       tensors: {

@@ -13,6 +13,11 @@ export interface PowerTiles extends Matrices {
   read: { tokens: number; down: number; across: number };
   /** Pairs of tokens: queries of a workgroup, keys at a time, subgroups down. */
   pairs: { rows: number; keys: number; down: number };
+  /** Their gradients at queries, likewise, and at keys: keys of a workgroup, queries at a time. */
+  pairsQueries: { rows: number; keys: number; down: number };
+  pairsKeys: { rows: number; queries: number; down: number };
+  /** Gradients of features: subgroups, each of as many tokens as it has invocations. */
+  gradient: { down: number };
 }
 
 /** The most that one of the kernels binds. */
@@ -35,13 +40,19 @@ export function powerTiles(
       accumulate: { groups: 1, steps: 16, down: 2, across: 1 },
       read: { tokens: 32, down: 2, across: 1 },
       pairs: { rows: 32, keys: 16, down: 2 },
+      pairsQueries: { rows: 16, keys: 16, down: 2 },
+      pairsKeys: { rows: 16, queries: 16, down: 2 },
+      gradient: { down: 2 },
     };
   }
   return {
     ...{ ...matrices, stepMultiple: Math.max(K, OCTET), columnMultiple: OCTET },
     accumulate: { groups: 4, steps: 32, down: 4, across: 1, ...tuned.accumulate },
-    read: { tokens: 128, down: 4, across: 1, ...tuned.read },
+    read: { tokens: 256, down: 8, across: 1, ...tuned.read },
     pairs: { rows: 128, keys: 32, down: 4, ...tuned.pairs },
+    pairsQueries: { rows: 128, keys: 16, down: 4, ...tuned.pairsQueries },
+    pairsKeys: { rows: 64, queries: 32, down: 4, ...tuned.pairsKeys },
+    gradient: { down: 2, ...tuned.gradient },
   };
 }
 
