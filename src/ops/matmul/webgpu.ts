@@ -74,7 +74,7 @@ function onMatrixUnits(a: Tensor, b: Tensor, batch: readonly number[], dtype: DT
   const { matrixUnits, gpu } = webgpuDevice(a);
   const [rows, inner] = a.shape.slice(-2);
   const columns = b.shape[b.shape.length - 1];
-  if (!matrixUnits || a.dtype === "f32" || columns % 8 !== 0) return undefined;
+  if (!matrixUnits || a.dtype === "f32" || columns % 8 !== 0 || inner === 0) return undefined;
   const [aRow, aInner] = a.strides.slice(-2);
   const [bInner, bColumn] = b.strides.slice(-2);
   const aLines = lines(a, aInner, aRow, inner, rows);
