@@ -324,7 +324,7 @@ export class WebGpuDevice extends Device {
     const key = kernelKey(source);
     const known = this.#kernels.get(key);
     if (known) return known;
-    const code = shaderOf(source);
+    const code = shaderOf(source, this.gpu.features.has("shader-f16"));
     let module: GPUShaderModule | undefined;
     const kernel = this.#watch(
       "validation",

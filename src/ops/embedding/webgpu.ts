@@ -18,7 +18,7 @@ export const embeddingForward: EmbeddingForward = (weight, ids) => {
   const out = empty([...ids.shape, width], weight.device, weight.dtype);
   // Both are read by index, whatever strides say.
   const at = (tensor: Tensor) => ({ tensor, strides: out.strides });
-  map("embedding", out, { weight: at(weight), ids: at(ids) }, LOOK_UP, { rows, width });
+  map("embedding", out, { weight: at(weight), ids: at(ids) }, LOOK_UP, { rows, width }, { byIndex: true });
   return out;
 };
 

@@ -17,11 +17,18 @@ export const rotate: Rotate = ({ time, heads, headDim, direction }, x, cos, sin)
   const out = empty(x.shape, x.device, x.dtype);
   // The tables are read by angle, whatever strides say.
   const table = (tensor: typeof cos) => ({ tensor, strides: out.strides });
-  map("rotary", out, { x: { tensor: x, strides: x.strides }, cos: table(cos), sin: table(sin) }, ROTATE, {
-    half: headDim / 2,
-    heads,
-    time,
-    direction,
-  });
+  map(
+    "rotary",
+    out,
+    { x: { tensor: x, strides: x.strides }, cos: table(cos), sin: table(sin) },
+    ROTATE,
+    {
+      half: headDim / 2,
+      heads,
+      time,
+      direction,
+    },
+    { byIndex: true },
+  );
   return out;
 };
