@@ -118,7 +118,7 @@ export function checkGPTConfig(config: GPTConfig): void {
 
 export interface GPTOptions {
   device: Device;
-  /** Of parameters and activations; default "f32". */
+  /** Of matrices, and of what is multiplied by them; default "f32". All else is f32. */
   dtype?: DType;
   /** Source of the initial weights; default: the shared one. */
   generator?: Generator;
@@ -146,7 +146,7 @@ export class GPT extends Module {
     checkGPTConfig(config);
     const { vocabSize, contextLength, nLayer, nEmbd, headSize, positions, norm, bias, chunkSize } = config;
     this.tokens = new Embedding(vocabSize, nEmbd, options);
-    this.positions = positions === "learned" ? normalParameter([contextLength, nEmbd], 0.02, options) : undefined;
+    this.positions = positions === "learned" ? normalParameter([contextLength, nEmbd], 0.02, { ...options, dtype: "f32" }) : undefined;
     const rotary = positions === "rotary" ? new RotaryEmbedding(headSize, options.device) : undefined;
     // Each block adds twice to the residual stream; its share at the start is scaled so that the sum is not.
     const outDeviation = 0.02 / Math.sqrt(2 * nLayer);
@@ -158,7 +158,7 @@ export class GPT extends Module {
   /** ids [B, T] to the last hidden states [B, T, nEmbd]. */
   hidden(ids: Tensor, { caches, recompute: again = false }: { caches?: GPTCache; recompute?: boolean } = {}): Tensor {
     const start = caches?.[0].tokens ?? 0;
-    let x = this.tokens.forward(ids);
+    let x = this.tokens.forward(ids, "f32");
     if (this.positions) {
       const end = start + ids.shape[1];
       if (end > this.config.contextLength) {

@@ -39,12 +39,14 @@ export interface AttentionConfig {
 export type AttentionCache = PowerState | SoftmaxCache;
 
 /**
- * Causal self-attention over [B, T, nEmbd]. One projection makes queries, keys, values and gates; attention reads them
- * in place, as views. logG = logSigmoid(gate + gateBias), in f32, is the log of the share that a token keeps of what was
+ * Causal self-attention over [B, T, nEmbd]. One projection makes queries, keys and values, which attention reads in
+ * place, as views; another makes gates. logG = logSigmoid(gate + gateBias), in f32, is the log of the share that a token keeps of what was
  * before it.
  */
 export class CausalSelfAttention extends Module {
   readonly project: Linear;
+  /** Apart from the projection, whose rows stay where vectors can begin. */
+  readonly gate: Linear | undefined;
   readonly out: Linear;
   readonly gateBias: Tensor | undefined;
   readonly config: Required<Omit<AttentionConfig, "chunkSize" | "outDeviation">> & { chunkSize?: number | null };
@@ -69,9 +71,9 @@ export class CausalSelfAttention extends Module {
       );
     }
     this.config = { nEmbd, nHead, qheadRatio, headSize, attention, degree, chunkSize, disableGating, bias };
-    const gates = this.gated ? nHead : 0;
-    this.project = new Linear(nEmbd, (qheadRatio + 2) * nHead * headSize + gates, { ...options, bias });
-    this.gateBias = this.gated ? constantParameter([nHead], GATE_BIAS, { ...options, dtype: "f32" }) : undefined;
+    this.project = new Linear(nEmbd, (qheadRatio + 2) * nHead * headSize, { ...options, bias });
+    this.gate = this.gated ? new Linear(nEmbd, nHead, { ...options, bias: false }) : undefined;
+    this.gateBias = this.gated ? constantParameter([nHead], GATE_BIAS, options) : undefined;
     this.out = new Linear(qheadRatio * nHead * headSize, nEmbd, { ...options, bias, deviation: outDeviation });
   }
 
@@ -82,25 +84,25 @@ export class CausalSelfAttention extends Module {
   /**
    * @param x [B, T, nEmbd]
    * @param cache what came before x, and where x's keys and values go; without it x is the whole sequence
+   * @param residual [B, T, nEmbd], added to the result
    */
-  forward(x: Tensor, cache?: AttentionCache): Tensor {
+  forward(x: Tensor, cache?: AttentionCache, residual?: Tensor): Tensor {
     const [batch, time] = x.shape;
     const { nHead, qheadRatio, headSize, attention, degree, chunkSize } = this.config;
     const width = nHead * headSize;
-    const sizes = [qheadRatio * width, width, width, ...(this.gated ? [nHead] : [])];
-    const [qs, ks, vs, gate] = this.project.forward(x).split(sizes);
+    const [qs, ks, vs] = this.project.forward(x).split([qheadRatio * width, width, width]);
     const start = cache?.tokens ?? 0;
     const place = (t: Tensor) => this.positions?.apply(t, start) ?? t;
     const q = place(qs.reshape([batch, time, qheadRatio * nHead, headSize]));
     const k = place(ks.reshape([batch, time, nHead, headSize]));
     const v = vs.reshape([batch, time, nHead, headSize]);
-    const logG = gate && logSigmoid(gate.to("f32").add(this.gateBias!));
+    const logG = this.gate && logSigmoid(this.gate.forward(x).to("f32").add(this.gateBias!));
     let y: Tensor;
     if (cache instanceof SoftmaxCache) y = cache.step(q, k, v);
     else if (cache) y = cache.step(q, k, v, { logG });
     else if (attention === "softmax") y = softmaxAttention(q, k, v);
     else y = powerFull(q, k, v, { logG, degree, chunkSize });
-    return this.out.forward(y.reshape([batch, time, qheadRatio * width]));
+    return this.out.forward(y.reshape([batch, time, qheadRatio * width]), residual);
   }
 
   /** An empty cache for `forward`. */

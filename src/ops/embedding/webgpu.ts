@@ -13,9 +13,9 @@ fn apply(i: u32) -> f32 {
   return load_weight(u32(id) * width + i % width);
 }`;
 
-export const embeddingForward: EmbeddingForward = (weight, ids) => {
+export const embeddingForward: EmbeddingForward = (weight, ids, dtype) => {
   const [rows, width] = weight.shape;
-  const out = empty([...ids.shape, width], weight.device, weight.dtype);
+  const out = empty([...ids.shape, width], weight.device, dtype);
   // Both are read by index, whatever strides say.
   const at = (tensor: Tensor) => ({ tensor, strides: out.strides });
   map("embedding", out, { weight: at(weight), ids: at(ids) }, LOOK_UP, { rows, width }, { byIndex: true });
@@ -65,10 +65,10 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
 }`,
 });
 
-export const embeddingBackward: EmbeddingBackward = (weight, ids, dOutput) => {
+export const embeddingBackward: EmbeddingBackward = (weight, ids, dOutput, dtype) => {
   const [rows, width] = weight.shape;
   const device = webgpuDevice(weight);
-  const dWeight = empty(weight.shape, device, weight.dtype);
+  const dWeight = empty(weight.shape, device, dtype);
   device.dispatch(kernel(dOutput, dWeight), {
     tensors: { ids, dOutput, dWeight },
     parameters: { rows, width, count: ids.size },

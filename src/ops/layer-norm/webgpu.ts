@@ -19,9 +19,9 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   let start = row * P.width;
 `;
 
-export const normForward: NormForward = ({ rows, width, epsilon, centered }, { x, weight, bias }) => {
+export const normForward: NormForward = ({ rows, width, epsilon, centered, dtype }, { x, weight, bias }) => {
   const device = webgpuDevice(x);
-  const output = empty(x.shape, device, x.dtype);
+  const output = empty(x.shape, device, dtype);
   const statistics = empty([rows, 2], device, "f32");
   const shift = bias ?? absent(x);
   const source: KernelSource = {
@@ -32,7 +32,7 @@ export const normForward: NormForward = ({ rows, width, epsilon, centered }, { x
       weight: read(weight),
       bias: read(shift),
       statistics: { dtype: "f32", access: "write" },
-      result: { dtype: x.dtype, access: "write" },
+      result: { dtype, access: "write" },
     },
     parameters: { rows: "u32", width: "u32", epsilon: "f32" },
     body: `

@@ -1,8 +1,8 @@
 import { fromOracleValues, valuesOf } from "../../devices/oracle.js";
-import { mapOne } from "../elementwise/oracle.js";
+import { mapOne, mapTwo } from "../elementwise/oracle.js";
 import type { LinearForward } from "./contract.js";
 
-export const linearForward: LinearForward = (x, weight, bias, activation) => {
+export const linearForward: LinearForward = (x, weight, bias, activation, residual) => {
   const [rows, inputs] = x.shape;
   const outputs = weight.shape[0];
   const [xs, w, b] = [valuesOf(x), valuesOf(weight), bias && valuesOf(bias)];
@@ -15,5 +15,6 @@ export const linearForward: LinearForward = (x, weight, bias, activation) => {
     }
   }
   const result = fromOracleValues(x, [rows, outputs], out);
-  return activation === "none" ? result : mapOne(activation, result);
+  const active = activation === "none" ? result : mapOne(activation, result);
+  return residual ? mapTwo("add", residual, active) : active;
 };

@@ -1,11 +1,19 @@
 import { wasmDevice } from "../../devices/wasm/device.js";
-import { empty } from "../../tensor/tensor.js";
-import { unary } from "../elementwise/wasm.js";
+import { empty, type Tensor } from "../../tensor/tensor.js";
+import { mapTwo, unary } from "../elementwise/wasm.js";
 import { multiply } from "../matmul/wasm.js";
-import type { LinearForward } from "./contract.js";
+import type { Activation, LinearForward } from "./contract.js";
 import { FEW_ROWS, linearFewRows } from "./few-rows.js";
 
-export const linearForward: LinearForward = (x, weight, bias, activation) => {
+export const linearForward: LinearForward = (x, weight, bias, activation, residual) => {
+  const product = activated(x, weight, bias, activation);
+  if (!residual) return product;
+  const output = mapTwo("add", residual, product);
+  product.dispose();
+  return output;
+};
+
+function activated(x: Tensor, weight: Tensor, bias: Tensor | undefined, activation: Activation): Tensor {
   if (x.shape[0] <= FEW_ROWS && x.strides[1] === 1 && weight.strides[1] === 1) {
     return linearFewRows(x, weight, bias, activation);
   }
@@ -20,4 +28,4 @@ export const linearForward: LinearForward = (x, weight, bias, activation) => {
     activation: activation === "none" ? undefined : { key: activation, write: unary[activation] },
   });
   return output;
-};
+}

@@ -3,6 +3,7 @@ import type { KernelSource } from "../../devices/webgpu/kernel.js";
 import { broadcastStrides, places } from "../../devices/webgpu/map.js";
 import { chooseTile } from "../../devices/webgpu/matrix-units.js";
 import { TILES } from "../../devices/webgpu/tiles.js";
+import type { DType } from "../../tensor/dtype.js";
 import { sizeOf } from "../../tensor/shape.js";
 import { empty, type Tensor } from "../../tensor/tensor.js";
 import { largest } from "../reduce/webgpu.js";
@@ -68,10 +69,10 @@ function onMatrixUnits(a: Tensor, rows: number, columns: number) {
 }
 
 /** `batch` is the shape that the leading axes of both broadcast to. */
-export function matmul(a: Tensor, b: Tensor, batch: readonly number[]): Tensor {
+export function matmul(a: Tensor, b: Tensor, batch: readonly number[], dtype: DType = a.dtype): Tensor {
   const [rows, inner] = a.shape.slice(-2);
   const columns = b.shape[b.shape.length - 1];
-  const out = empty([...batch, rows, columns], a.device, a.dtype);
+  const out = empty([...batch, rows, columns], a.device, dtype);
   if (out.size === 0) return out;
   const [aRow, aInner] = a.strides.slice(-2);
   const [bInner, bColumn] = b.strides.slice(-2);

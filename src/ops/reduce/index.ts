@@ -1,3 +1,4 @@
+import type { DType } from "../../tensor/dtype.js";
 import { axisOf, type Shape, sameShape, sizeOf } from "../../tensor/shape.js";
 import { record } from "../../tensor/tape.js";
 import type { Tensor } from "../../tensor/tensor.js";
@@ -7,11 +8,13 @@ import * as oracle from "./oracle.js";
 import * as wasm from "./wasm.js";
 import * as webgpu from "./webgpu.js";
 
+type SumOptions = [axes: readonly number[], factor: number, dtype?: DType];
+
 const kernels = {
   sum: operation("sum", {
-    oracle: (x: Tensor, axes: readonly number[], factor: number) => oracle.reduce("sum", x, axes, factor),
-    wasm: (x: Tensor, axes: readonly number[], factor: number) => wasm.reduce("sum", x, axes, factor),
-    webgpu: (x: Tensor, axes: readonly number[], factor: number) => webgpu.reduce("sum", x, axes, factor),
+    oracle: (x: Tensor, ...rest: SumOptions) => oracle.reduce("sum", x, ...rest),
+    wasm: (x: Tensor, ...rest: SumOptions) => wasm.reduce("sum", x, ...rest),
+    webgpu: (x: Tensor, ...rest: SumOptions) => webgpu.reduce("sum", x, ...rest),
   }),
   max: operation("max", {
     oracle: (x: Tensor, axes: readonly number[]) => oracle.reduce("max", x, axes),
@@ -59,6 +62,11 @@ export function sumTo(g: Tensor, shape: Shape): Tensor {
   if (!fits) throw new RangeError(`sumTo: [${g.shape.join(", ")}] is no broadcast of [${shape.join(", ")}]`);
   const axes = [...g.shape.keys()].filter((k) => k < lead || (shape[k - lead] === 1 && g.shape[k] !== 1));
   return sumAxes("sumTo", g, axes, shape);
+}
+
+/** Sums of the columns of g [rows, n]: [n], in f32 whatever g is. Not differentiable. */
+export function columnSums(g: Tensor): Tensor {
+  return reshaped(kernels.sum(g.device, g, [0], 1, "f32"), [g.shape[1]]);
 }
 
 /**

@@ -114,8 +114,14 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
 }
 
 /** Sum (times `factor`) or maximum over `axes`, which keep extent 1. */
-export function reduce(kind: "sum" | "max", x: Tensor, axes: readonly number[], factor = 1): Tensor {
-  return reduceInto(kind, x, axes, factor, x.dtype);
+export function reduce(
+  kind: "sum" | "max",
+  x: Tensor,
+  axes: readonly number[],
+  factor = 1,
+  dtype: DType = x.dtype,
+): Tensor {
+  return reduceInto(kind, x, axes, factor, dtype);
 }
 
 /** The largest magnitude over `axes` (default all), which keep extent 1; f32. */
