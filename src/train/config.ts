@@ -51,7 +51,11 @@ export const TRAIN_OPTIONS = {
   seed: { default: 1, help: "of the initial weights and of the order of the data", least: 0 },
   device: { default: "auto", help: "where to run", choices: ["auto", "wasm", "webgpu", "oracle"] },
   threads: { default: 0, help: "CPU threads (0: all cores, or POWER_ATTENTION_THREADS)", least: 0 },
-  dtype: { default: "f32", help: "of matrices and what they multiply; sums, norms, gradients and updates are f32", choices: ["f32", "f16", "bf16"] },
+  dtype: {
+    default: "f32",
+    help: "of matrices and what they multiply; sums, norms, gradients and updates are f32",
+    choices: ["f32", "f16", "bf16"],
+  },
 } as const satisfies Record<string, OptionSpec>;
 
 type Widen<T> = T extends string ? string : T extends number ? number : boolean;

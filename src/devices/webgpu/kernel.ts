@@ -9,6 +9,8 @@ export interface Binding {
   access: Access;
   /** Eight neighbouring values at a time, see wide.ts: then these are the only accessors. */
   wide?: boolean;
+  /** Of i32 that is written: the only accessor is then `max_x(i, value)`, which keeps the larger of both. */
+  atomic?: boolean;
 }
 
 /**
@@ -29,7 +31,8 @@ export interface KernelSource {
 /** The pipeline's name in the cache: everything that its text depends on. */
 export function kernelKey({ name, constants, tensors }: KernelSource): string {
   const types = Object.entries(tensors).map(
-    ([tensor, { dtype, access, wide }]) => `${tensor}:${dtype}:${access}${wide ? ":8" : ""}`,
+    ([tensor, { dtype, access, wide, atomic }]) =>
+      `${tensor}:${dtype}:${access}${wide ? ":8" : ""}${atomic ? ":atomic" : ""}`,
   );
   return `${name}|${Object.values(constants).join()}|${types.join()}`;
 }
@@ -86,11 +89,16 @@ fn value_f16(word: u32, odd: u32) -> f32 {
   return select(pair.x, pair.y, odd == 1u);
 }`;
 
-function accessors(name: string, { dtype, access, wide }: Binding, binding: number): string {
+function accessors(name: string, { dtype, access, wide, atomic }: Binding, binding: number): string {
   const variable = (type: string) =>
     `@group(0) @binding(${binding}) var<storage, ${access === "read" ? "read" : "read_write"}> ${name}: array<${type}>;`;
   const at = `P.${originField(name)} + i`;
   if (wide) return wideAccessors(name, dtype, variable, `P.${originField(name)}`, access === "write");
+  if (atomic) {
+    return `
+${variable("atomic<i32>")}
+fn max_${name}(i: u32, value: i32) { atomicMax(&${name}[${at}], value); }`;
+  }
   if (dtype === "f32" || dtype === "i32") {
     return `
 ${variable(dtype)}
