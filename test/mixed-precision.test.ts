@@ -59,10 +59,10 @@ test.each(kinds.flatMap((kind) => [[kind, "f16"] as const, [kind, "bf16"] as con
       const half = await losses(kind, dtype, rest);
       expect(half.held).toEqual({ matrices: dtype, vectors: "f32", optimizer: ["f32"] });
       expect(full.found.at(-1)!).toBeLessThan(0.75 * full.found[0]);
-      const tolerance = dtype === "f16" ? 0.004 : 0.03;
+      const tolerance = dtype === "f16" ? 0.004 : 0.015;
       for (const [k, loss] of full.found.entries()) {
-        expect(Math.abs(half.found[k] - loss) / loss, `loss ${k}`).toBeLessThan(tolerance);
         // Later on two runs are two runs: what differs grows.
+        expect(Math.abs(half.found[k] - loss) / loss, `loss ${k}`).toBeLessThan(k < 8 ? tolerance : 0.03);
         if (k >= 8) continue;
         expect(Math.abs(half.norms[k] - full.norms[k]) / full.norms[k], `norm ${k}`).toBeLessThan(10 * tolerance);
       }

@@ -10,7 +10,7 @@ import {
 import type { Tensor } from "../../tensor/tensor.js";
 import { Device, type DeviceMemory, Storage } from "../device.js";
 import { describeAdapter, findAdapter, requestDevice } from "./adapter.js";
-import { explainCompilation, type KernelSource, kernelKey, originField, shaderOf } from "./kernel.js";
+import { explainCompilation, type KernelSource, kernelKey, shaderOf } from "./kernel.js";
 import { type MatrixUnits, matrixUnits } from "./matrix-units.js";
 import { BufferPool, poolSize } from "./pool.js";
 import { Recorder } from "./recorder.js";
@@ -55,6 +55,18 @@ export class WebGpuStorage extends Storage {
 interface Kernel {
   pipeline: GPUComputePipeline;
   layout: GPUBindGroupLayout;
+  /** Bind groups made so far, by what they bind: making one costs more than a dispatch, and buffers come back. */
+  groups: Map<string, GPUBindGroup>;
+}
+
+/** Bind groups that a kernel keeps. */
+const MOST_GROUPS = 1024;
+
+/** A binding's part of a buffer, where the tensor's first element is in it, and the buffer's number if it is the pool's. */
+interface Bound {
+  resource: GPUBufferBinding & { offset: number; size: number };
+  origin: number;
+  number: number | undefined;
 }
 
 /** What a kernel is given: tensors by binding, parameters by name, and workgroups in up to three dimensions. */
@@ -194,7 +206,7 @@ export class WebGpuDevice extends Device {
     const size = poolSize(length * DTYPE_BYTES[dtype]);
     if (this.#pool.reserved + this.#pool.wants(size) > this.#poolLimit) {
       this.#recorder.submit();
-      this.#pool.trim();
+      this.#trim();
       if (this.#pool.reserved + size > this.#poolLimit) {
         throw new RangeError(
           `webgpu: a tensor of ${length} ${dtype} values needs ${mib(size)}; ${mib(this.#pool.used)} of at most ` +
@@ -306,7 +318,7 @@ export class WebGpuDevice extends Device {
   dispose(): void {
     if (this.#lost !== undefined) return;
     this.#recorder.submit();
-    this.#pool.trim();
+    this.#trim();
     this.#recorder.dispose();
     if (this.own) this.gpu.destroy();
   }
@@ -343,7 +355,7 @@ export class WebGpuDevice extends Device {
           layout: this.gpu.createPipelineLayout({ bindGroupLayouts: [layout, this.#recorder.parametersLayout] }),
           compute: { module, entryPoint: "main" },
         });
-        return { pipeline, layout };
+        return { pipeline, layout, groups: new Map<string, GPUBindGroup>() };
       },
       async (error) => {
         this.#kernels.delete(key);
@@ -368,26 +380,20 @@ export class WebGpuDevice extends Device {
       );
     }
     const kernel = this.#kernel(source);
-    const origins: Record<string, number> = {};
-    const entries = Object.keys(source.tensors).map((name, binding) => {
-      const bound = this.#bind(source.name, name, tensors[name]);
-      origins[originField(name)] = bound.origin;
-      return { binding, resource: bound.resource };
-    });
-    const group = this.gpu.createBindGroup({ label: source.name, layout: kernel.layout, entries });
-    const fields = Object.entries(source.parameters);
+    const bound = Object.keys(source.tensors).map((name) => this.#bind(source.name, name, tensors[name]));
     this.#recorder.dispatch(
       kernel.pipeline,
-      group,
+      this.#group(source.name, kernel, bound),
       (view) => {
         let at = 0;
-        for (const [name, type] of fields) {
+        for (const name in source.parameters) {
+          const type = source.parameters[name];
           if (type === "f32") view.setFloat32(at, parameters[name], true);
           else if (type === "i32") view.setInt32(at, parameters[name], true);
           else view.setUint32(at, parameters[name], true);
           at += 4;
         }
-        for (const origin of Object.values(origins)) {
+        for (const { origin } of bound) {
           view.setUint32(at, origin, true);
           at += 4;
         }
@@ -396,8 +402,27 @@ export class WebGpuDevice extends Device {
     );
   }
 
+  #group(label: string, kernel: Kernel, bound: readonly Bound[]): GPUBindGroup {
+    let key = "";
+    for (const { number, resource } of bound) key += `${number},${resource.offset},${resource.size};`;
+    const known = kernel.groups.get(key);
+    if (known) return known;
+    const entries = bound.map(({ resource }, binding) => ({ binding, resource }));
+    const group = this.gpu.createBindGroup({ label, layout: kernel.layout, entries });
+    if (bound.some(({ number }) => number === undefined)) return group;
+    if (kernel.groups.size >= MOST_GROUPS) kernel.groups.clear();
+    kernel.groups.set(key, group);
+    return group;
+  }
+
+  /** Destroys buffers that are free, and forgets what binds them. */
+  #trim(): void {
+    this.#pool.trim();
+    for (const { groups } of this.#kernels.values()) groups.clear();
+  }
+
   /** The part of a tensor's buffer that its elements span, from an aligned start. */
-  #bind(kernel: string, name: string, tensor: Tensor): { resource: GPUBufferBinding; origin: number } {
+  #bind(kernel: string, name: string, tensor: Tensor): Bound {
     const { buffer, byteOffset, dtype } = tensor.storage as WebGpuStorage;
     const width = DTYPE_BYTES[dtype];
     const start = byteOffset + tensor.offset * width;
@@ -411,7 +436,11 @@ export class WebGpuDevice extends Device {
           `${mib(size)}; make the batch or the sequence smaller, or use a half-precision dtype`,
       );
     }
-    return { resource: { buffer, offset, size }, origin: (start - offset) / width };
+    return {
+      resource: { buffer, offset, size },
+      origin: (start - offset) / width,
+      number: this.#pool.numberOf(buffer),
+    };
   }
 
   /** Workgroups for `count` items in a row: `index_of_group(id, workgroups)` counts them in the shader. */

@@ -13,6 +13,9 @@ export function poolSize(bytes: number): number {
  */
 export class BufferPool {
   readonly #free = new Map<number, GPUBuffer[]>();
+  /** Buffers of the pool, numbered, for as long as they exist. */
+  readonly #numbers = new WeakMap<GPUBuffer, number>();
+  #made = 0;
   #used = 0;
   #reserved = 0;
   peak = 0;
@@ -27,6 +30,11 @@ export class BufferPool {
     return this.#reserved;
   }
 
+  /** A number that no other buffer has or had, or undefined for a buffer that is not the pool's. */
+  numberOf(buffer: GPUBuffer): number | undefined {
+    return this.#numbers.get(buffer);
+  }
+
   /** Bytes of `size` that would be new: 0 where a free buffer fits. */
   wants(size: number): number {
     return this.#free.get(size)?.length ? 0 : size;
@@ -37,6 +45,7 @@ export class BufferPool {
     if (!buffer) {
       buffer = this.create(size, USAGE_STORAGE);
       this.#reserved += size;
+      this.#numbers.set(buffer, this.#made++);
     }
     this.#used += size;
     this.peak = Math.max(this.peak, this.#used);
