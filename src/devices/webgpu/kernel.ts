@@ -1,4 +1,4 @@
-import type { DType } from "../../tensor/dtype.js";
+import { DTYPE_BYTES, type DType } from "../../tensor/dtype.js";
 import { EIGHT, wideAccessors } from "./wide.js";
 
 export type Access = "read" | "write";
@@ -7,7 +7,9 @@ export type Access = "read" | "write";
 export interface Binding {
   dtype: DType;
   access: Access;
-  /** Eight neighbouring values at a time, see wide.ts: then these are the only accessors. */
+  /** Seen sixteen bytes at a time: `load4_x(n)` and `store4_x(n, vec4u)`, counted in such vectors, instead of elements. */
+  vectors?: boolean;
+  /** Eight neighbouring values at a time, as f32, see wide.ts: then these are the only accessors. */
   wide?: boolean;
   /** Of i32 that is written: the only accessor is then `max_x(i, value)`, which keeps the larger of both. */
   atomic?: boolean;
@@ -31,8 +33,8 @@ export interface KernelSource {
 /** The pipeline's name in the cache: everything that its text depends on. */
 export function kernelKey({ name, constants, tensors }: KernelSource): string {
   const types = Object.entries(tensors).map(
-    ([tensor, { dtype, access, wide, atomic }]) =>
-      `${tensor}:${dtype}:${access}${wide ? ":8" : ""}${atomic ? ":atomic" : ""}`,
+    ([tensor, { dtype, access, vectors, wide, atomic }]) =>
+      `${tensor}:${dtype}:${access}${vectors ? ":vectors" : ""}${wide ? ":8" : ""}${atomic ? ":atomic" : ""}`,
   );
   return `${name}|${Object.values(constants).join()}|${types.join()}`;
 }
@@ -89,10 +91,18 @@ fn value_f16(word: u32, odd: u32) -> f32 {
   return select(pair.x, pair.y, odd == 1u);
 }`;
 
-function accessors(name: string, { dtype, access, wide, atomic }: Binding, binding: number): string {
+function accessors(name: string, { dtype, access, vectors, wide, atomic }: Binding, binding: number): string {
   const variable = (type: string) =>
     `@group(0) @binding(${binding}) var<storage, ${access === "read" ? "read" : "read_write"}> ${name}: array<${type}>;`;
   const at = `P.${originField(name)} + i`;
+  if (vectors) {
+    const place = `P.${originField(name)} / ${16 / DTYPE_BYTES[dtype]}u + n`;
+    return `
+${variable("vec4u")}
+fn load4_${name}(n: u32) -> vec4u { return ${name}[${place}]; }${
+      access === "read" ? "" : `\nfn store4_${name}(n: u32, value: vec4u) { ${name}[${place}] = value; }`
+    }`;
+  }
   if (wide) return wideAccessors(name, dtype, variable, `P.${originField(name)}`, access === "write");
   if (atomic) {
     return `

@@ -9,6 +9,8 @@ export interface MatrixShape {
 export interface MatrixUnits extends MatrixShape {
   /** Invocations of a subgroup, which work on a matrix together. */
   subgroupSize: number;
+  /** The deepest of the shapes with the fewest columns: it wastes least on a product of few columns. */
+  narrow: MatrixShape;
 }
 
 interface Config extends MatrixShape {
@@ -35,8 +37,10 @@ export function matrixUnits(device: GPUDevice, info: GPUAdapterInfo | undefined)
   };
   if (!subgroupMinSize || subgroupMinSize !== subgroupMaxSize) return undefined;
   const usable = configs.filter((c) => c.componentType === "f16" && c.resultComponentType === "f32");
+  const shape = ({ M, N, K }: MatrixShape) => ({ M, N, K });
   const [best] = usable.sort((a, b) => b.M * b.N * b.K - a.M * a.N * a.K);
-  return best && { M: best.M, N: best.N, K: best.K, subgroupSize: subgroupMinSize };
+  const [narrow] = [...usable].sort((a, b) => a.N - b.N || b.K - a.K);
+  return best && { ...shape(best), subgroupSize: subgroupMinSize, narrow: shape(narrow) };
 }
 
 /** How a workgroup's tile of a product is shared out. */
