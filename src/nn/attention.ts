@@ -1,11 +1,11 @@
-import { logSigmoid } from "../ops/elementwise/index.js";
+import { linear } from "../ops/linear/index.js";
 import { softmaxAttention } from "../ops/softmax-attention/index.js";
 import { powerFull } from "../power-attention.js";
 import { PowerState } from "../state.js";
 import type { Tensor } from "../tensor/tensor.js";
 import { Linear } from "./linear.js";
 import { Module } from "./module.js";
-import { constantParameter, type ModuleOptions } from "./options.js";
+import { constantParameter, type ModuleOptions, normalParameter } from "./options.js";
 import type { RotaryEmbedding } from "./rotary.js";
 import { SoftmaxCache } from "./softmax-cache.js";
 
@@ -35,6 +35,18 @@ export interface AttentionConfig {
   outDeviation?: number;
 }
 
+/** Queries, keys and values of all heads side by side, queries and keys turned by their positions. */
+function placed(all: Tensor, heads: readonly number[], place: (t: Tensor) => Tensor): Tensor[] {
+  const [q, k, v] = all.split(heads, 2);
+  return [place(q), place(k), v];
+}
+
+/** The same in one turn, which pays while writing: its gradient would be one more copy. */
+function placedTogether(all: Tensor, [q, k, v]: readonly number[], place: (t: Tensor) => Tensor): Tensor[] {
+  const [turned, values] = all.split([q + k, v], 2);
+  return [...place(turned).split([q, k], 2), values];
+}
+
 /** What attention carries from token to token while it writes. */
 export type AttentionCache = PowerState | SoftmaxCache;
 
@@ -46,7 +58,7 @@ export type AttentionCache = PowerState | SoftmaxCache;
 export class CausalSelfAttention extends Module {
   readonly project: Linear;
   /** Apart from the projection, whose rows stay where vectors can begin. */
-  readonly gate: Linear | undefined;
+  readonly gate: Tensor | undefined;
   readonly out: Linear;
   readonly gateBias: Tensor | undefined;
   readonly config: Required<Omit<AttentionConfig, "chunkSize" | "outDeviation">> & { chunkSize?: number | null };
@@ -72,7 +84,7 @@ export class CausalSelfAttention extends Module {
     }
     this.config = { nEmbd, nHead, qheadRatio, headSize, attention, degree, chunkSize, disableGating, bias };
     this.project = new Linear(nEmbd, (qheadRatio + 2) * nHead * headSize, { ...options, bias });
-    this.gate = this.gated ? new Linear(nEmbd, nHead, { ...options, bias: false }) : undefined;
+    this.gate = this.gated ? normalParameter([nHead, nEmbd], 0.02, options) : undefined;
     this.gateBias = this.gated ? constantParameter([nHead], GATE_BIAS, options) : undefined;
     this.out = new Linear(qheadRatio * nHead * headSize, nEmbd, { ...options, bias, deviation: outDeviation });
   }
@@ -90,13 +102,12 @@ export class CausalSelfAttention extends Module {
     const [batch, time] = x.shape;
     const { nHead, qheadRatio, headSize, attention, degree, chunkSize } = this.config;
     const width = nHead * headSize;
-    const [qs, ks, vs] = this.project.forward(x).split([qheadRatio * width, width, width]);
+    const all = this.project.forward(x).reshape([batch, time, (qheadRatio + 2) * nHead, headSize]);
     const start = cache?.tokens ?? 0;
     const place = (t: Tensor) => this.positions?.apply(t, start) ?? t;
-    const q = place(qs.reshape([batch, time, qheadRatio * nHead, headSize]));
-    const k = place(ks.reshape([batch, time, nHead, headSize]));
-    const v = vs.reshape([batch, time, nHead, headSize]);
-    const logG = this.gate && logSigmoid(this.gate.forward(x).to("f32").add(this.gateBias!));
+    const heads = [qheadRatio * nHead, nHead, nHead];
+    const [q, k, v] = cache ? placedTogether(all, heads, place) : placed(all, heads, place);
+    const logG = this.gate && linear(x, this.gate, this.gateBias, { activation: "logSigmoid", dtype: "f32" });
     let y: Tensor;
     if (cache instanceof SoftmaxCache) y = cache.step(q, k, v);
     else if (cache) y = cache.step(q, k, v, { logG });

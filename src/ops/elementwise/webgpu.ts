@@ -70,7 +70,7 @@ fn gated_slope(x: f32, s: f32, slope: f32) -> f32 { return s + x * s * (1.0 - s)
 `;
 
 /** `activate(x)` as WGSL, for kernels that end with one. */
-export function activationText(name: "none" | "gelu" | "relu" | "silu"): string {
+export function activationText(name: "none" | UnaryName): string {
   if (name === "none") return "fn activate(x: f32) -> f32 { return x; }";
   return `${MATH}fn activate(x: f32) -> f32 { return ${unary[name]}; }`;
 }

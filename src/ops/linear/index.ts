@@ -1,6 +1,7 @@
+import type { DType } from "../../tensor/dtype.js";
 import { isRecording, record } from "../../tensor/tape.js";
 import type { Tensor } from "../../tensor/tensor.js";
-import { gelu, relu, silu } from "../elementwise/index.js";
+import { gelu, logSigmoid, relu, silu } from "../elementwise/index.js";
 import { matmul } from "../matmul/index.js";
 import { floatOnly, gradientDType, operation, sameKind } from "../operation.js";
 import { columnSums } from "../reduce/index.js";
@@ -16,7 +17,13 @@ const run = operation("linear", {
   wasm: wasm.linearForward,
   webgpu: webgpu.linearForward,
 });
-const activations = { gelu, relu, silu };
+export interface LinearOptions {
+  activation?: Activation;
+  residual?: Tensor;
+  dtype?: DType;
+}
+
+const activations = { gelu, relu, silu, logSigmoid };
 
 /**
  * residual + activation(x · weightᵀ + bias) over the last axis, one pass over the result.
@@ -24,16 +31,16 @@ const activations = { gelu, relu, silu };
  * @param x [..., inputs], a float dtype; views are read in place
  * @param weight [outputs, inputs], of x's dtype; `w.transpose()` of an [inputs, outputs] matrix is read in place too
  * @param bias [outputs], any float dtype; optional
- * @param options activation: "none" (default), "gelu" (GPT-2's form), "relu" or "silu"; residual: [..., outputs], any
- *   float dtype, none by default
- * @returns [..., outputs] in residual's dtype, or x's without one. The gradients of leaves among weight and bias are f32.
+ * @param options activation: "none" (default), "gelu" (GPT-2's form), "relu", "silu" or "logSigmoid";
+ *   residual: [..., outputs], any float dtype, none by default; dtype: of the result, default residual's, or x's without one
+ * @returns [..., outputs]. The gradients of leaves among weight and bias are f32.
  * @throws RangeError where shapes disagree, TypeError where dtypes or devices do
  */
 export function linear(
   x: Tensor,
   weight: Tensor,
   bias?: Tensor,
-  { activation = "none", residual }: { activation?: Activation; residual?: Tensor } = {},
+  { activation = "none", residual, dtype = residual?.dtype ?? x.dtype }: LinearOptions = {},
 ): Tensor {
   const show = (t: Tensor) => `[${t.shape.join(", ")}]`;
   const inputs = x.shape.at(-1);
@@ -63,7 +70,12 @@ export function linear(
   const rows = x.reshape([count, inputs]);
   const before = residual?.contiguous().reshape([count, weight.shape[0]]);
   const fused = after ? undefined : before;
-  const product = run(x.device, rows, weight, bias?.contiguous(), after ? "none" : activation, fused);
+  const product = run(x.device, rows, weight, {
+    bias: bias?.contiguous(),
+    activation: after ? "none" : activation,
+    residual: fused,
+    dtype,
+  });
   const parameters = bias ? [weight, bias] : [weight];
   const [weightDType, biasDType] = [gradientDType(weight), bias && gradientDType(bias)];
   // out = r + x·wᵀ + b, so dx = g·w, dw = gᵀ·x, db sums the rows of g, and dr is g.
@@ -79,12 +91,12 @@ export function linear(
         wanted[0] ? matmul(g, w) : undefined,
         wanted[1] ? matmul(g.transpose(), xs, { dtype: weightDType }) : undefined,
         ...(bias ? [wanted[2] ? columnSums(g).to(biasDType!) : undefined] : []),
-        ...(fused ? [upstream] : []),
+        ...(fused ? [upstream.to(fused.dtype)] : []),
       ];
     },
   );
   const output = product.reshape([...lead, weight.shape[0]]);
   if (!after) return output;
   const active = after(output);
-  return residual ? residual.add(active.to(residual.dtype)) : active;
+  return residual ? active.add(residual.to(dtype)) : active;
 }

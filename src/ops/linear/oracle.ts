@@ -2,7 +2,7 @@ import { fromOracleValues, valuesOf } from "../../devices/oracle.js";
 import { mapOne, mapTwo } from "../elementwise/oracle.js";
 import type { LinearForward } from "./contract.js";
 
-export const linearForward: LinearForward = (x, weight, bias, activation, residual) => {
+export const linearForward: LinearForward = (x, weight, { bias, activation, residual, dtype }) => {
   const [rows, inputs] = x.shape;
   const outputs = weight.shape[0];
   const [xs, w, b] = [valuesOf(x), valuesOf(weight), bias && valuesOf(bias)];
@@ -14,7 +14,7 @@ export const linearForward: LinearForward = (x, weight, bias, activation, residu
       out[r * outputs + o] = sum;
     }
   }
-  const result = fromOracleValues(x, [rows, outputs], out);
+  const result = fromOracleValues({ device: x.device, dtype }, [rows, outputs], out);
   const active = activation === "none" ? result : mapOne(activation, result);
-  return residual ? mapTwo("add", residual, active) : active;
+  return residual ? mapTwo("add", active, residual) : active;
 };

@@ -3,7 +3,7 @@ import type { Binding, KernelSource } from "../../devices/webgpu/kernel.js";
 import { startsWide, WIDE } from "../../devices/webgpu/wide.js";
 import { empty, type Tensor } from "../../tensor/tensor.js";
 import { activationText } from "../elementwise/webgpu.js";
-import type { Activation } from "./contract.js";
+import type { LinearEnd } from "./contract.js";
 
 /** Up to so many rows, a tile of a matrix product would be nearly empty, and reading the weight is all the time. */
 const FEW_ROWS = 4;
@@ -23,18 +23,12 @@ const read = (x: Tensor, wide = false): Binding => ({ dtype: x.dtype, access: "r
  * linear for a few rows, such as one token: `lanes` invocations read a row of the weight together, each row once and in
  * vectors, and add up their shares.
  */
-export function linearFewRows(
-  x: Tensor,
-  weight: Tensor,
-  bias: Tensor | undefined,
-  activation: Activation,
-  residual: Tensor | undefined,
-): Tensor {
+export function linearFewRows(x: Tensor, weight: Tensor, { bias, activation, residual, dtype }: LinearEnd): Tensor {
   const device = webgpuDevice(x);
   const [outputs, inputs] = weight.shape;
   const [rows] = x.shape;
   const lanes = Math.min(128, Math.max(8, 2 ** Math.ceil(Math.log2(inputs / WIDE / VECTORS))));
-  const result = empty([rows, outputs], device, residual?.dtype ?? x.dtype);
+  const result = empty([rows, outputs], device, dtype);
   const source: KernelSource = {
     name: `linear-few-rows-${activation}`,
     constants: {
@@ -49,7 +43,7 @@ export function linearFewRows(
       weight: read(weight, true),
       ...(bias && { bias: read(bias) }),
       ...(residual && { residual: read(residual) }),
-      result: { dtype: result.dtype, access: "write" },
+      result: { dtype, access: "write" },
     },
     parameters: { inputs: "u32", outputs: "u32", xRow: "u32", weightRow: "u32" },
     body: `

@@ -6,14 +6,16 @@ import type { LinearForward } from "./contract.js";
 import { fitsFewRows, linearFewRows } from "./webgpu-few-rows.js";
 
 /** The product, then bias, activation and residual in one pass over it; a few rows have a kernel that does all at once. */
-export const linearForward: LinearForward = (x, weight, bias, activation, residual) => {
-  if (fitsFewRows(x, weight)) return linearFewRows(x, weight, bias, activation, residual);
-  const [outputs, inputs] = weight.shape;
+export const linearForward: LinearForward = (x, weight, end) => {
+  const { bias, activation, residual, dtype } = end;
+  if (fitsFewRows(x, weight)) return linearFewRows(x, weight, end);
+  const [outputs] = weight.shape;
   const transposed = weight.detach().permute([1, 0]);
-  const product = inputs > 0 ? matmul(x, transposed, []) : empty([x.shape[0], outputs], x.device, x.dtype);
+  const plain = !bias && !residual && activation === "none";
+  const product = matmul(x, transposed, [], plain ? dtype : x.dtype);
   transposed.dispose();
-  if (!bias && !residual && activation === "none") return product;
-  const result = empty(product.shape, x.device, residual?.dtype ?? x.dtype);
+  if (plain) return product;
+  const result = empty(product.shape, x.device, dtype);
   const given = (tensor: Tensor | undefined, strides: number[]) => tensor && { tensor, strides };
   const inputsOf = Object.entries({
     x: given(product, [outputs, 1]),
