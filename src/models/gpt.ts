@@ -146,7 +146,8 @@ export class GPT extends Module {
     checkGPTConfig(config);
     const { vocabSize, contextLength, nLayer, nEmbd, headSize, positions, norm, bias, chunkSize } = config;
     this.tokens = new Embedding(vocabSize, nEmbd, options);
-    this.positions = positions === "learned" ? normalParameter([contextLength, nEmbd], 0.02, { ...options, dtype: "f32" }) : undefined;
+    this.positions =
+      positions === "learned" ? normalParameter([contextLength, nEmbd], 0.02, { ...options, dtype: "f32" }) : undefined;
     const rotary = positions === "rotary" ? new RotaryEmbedding(headSize, options.device) : undefined;
     // Each block adds twice to the residual stream; its share at the start is scaled so that the sum is not.
     const outDeviation = 0.02 / Math.sqrt(2 * nLayer);
@@ -174,10 +175,10 @@ export class GPT extends Module {
     return this.norm.forward(x);
   }
 
-  /** ids [B, T] to logits [B, T, vocabSize]; with `last` only those of the last token, [B, 1, vocabSize]. */
+  /** ids [B, T] to logits [B, T, vocabSize], f32; with `last` only those of the last token, [B, 1, vocabSize]. */
   forward(ids: Tensor, { caches, last = false }: { caches?: GPTCache; last?: boolean } = {}): Tensor {
     const h = this.hidden(ids, { caches });
-    return linear(last ? h.slice(1, -1) : h, this.tokens.weight);
+    return linear(last ? h.slice(1, -1) : h, this.tokens.weight, undefined, { dtype: "f32" });
   }
 
   /** Mean cross-entropy of the next tokens, in nats: ids and targets i32 [B, T]; targets of −1 do not count. */
