@@ -53,6 +53,14 @@ describeOnGpu("operations of modules on webgpu", () => {
         dtype,
       });
     }
+    // So many rows that the weight's gradient is summed up in parts.
+    await expectLikeOracle(device, oracle, "many rows", (x, w) => linear(x, w), {
+      shapes: [
+        [2, 1024, 8],
+        [6, 8],
+      ],
+      dtype,
+    });
     await expectLikeOracle(device, oracle, "no bias", (x, w) => linear(x, w), {
       shapes: [
         [7, 6],

@@ -32,6 +32,9 @@ export interface WebGpuOptions {
 const MAP_READ = 0x01;
 const COPY_DST = 0x08;
 
+/** Larger ones are given back to the system when they have been read. */
+const LARGEST_LANDING = 2 ** 20;
+
 const mib = (bytes: number) => `${(bytes / 2 ** 20).toFixed(1)} MiB`;
 
 export class WebGpuStorage extends Storage {
@@ -83,6 +86,13 @@ export class WebGpuDevice extends Device {
   /** What WebGPU tells of its memory is the largest buffer: no tensor, and so no state, can be larger. */
   override readonly memoryLimit: number;
   readonly #poolLimit: number;
+  /** Copied once: looking them up takes longer than a dispatch may. */
+  readonly #limits: Pick<
+    GPUSupportedLimits,
+    "maxBufferSize" | "maxStorageBufferBindingSize" | "maxComputeWorkgroupsPerDimension"
+  >;
+  /** Where values land that are read back, by size, while nobody reads. */
+  readonly #landings = new Map<number, GPUBuffer[]>();
   readonly description: string;
   /** The shape that tensor-core kernels are made for; undefined where kernels are the portable ones. */
   readonly matrixUnits: MatrixUnits | undefined;
@@ -110,7 +120,9 @@ export class WebGpuDevice extends Device {
   ) {
     super();
     this.#poolLimit = options.maxMemory ?? Number.POSITIVE_INFINITY;
-    this.memoryLimit = Math.min(this.#poolLimit, gpu.limits.maxBufferSize);
+    const { maxBufferSize, maxStorageBufferBindingSize, maxComputeWorkgroupsPerDimension } = gpu.limits;
+    this.#limits = { maxBufferSize, maxStorageBufferBindingSize, maxComputeWorkgroupsPerDimension };
+    this.memoryLimit = Math.min(this.#poolLimit, maxBufferSize);
     this.check = options.check ?? false;
     this.matrixUnits = options.portable ? undefined : matrixUnits(gpu, info);
     const units = this.matrixUnits;
@@ -186,7 +198,7 @@ export class WebGpuDevice extends Device {
   }
 
   #createBuffer(size: number, usage: number): GPUBuffer {
-    const { maxBufferSize } = this.gpu.limits;
+    const { maxBufferSize } = this.#limits;
     if (size > maxBufferSize) {
       throw new RangeError(
         `webgpu: one buffer holds at most ${mib(maxBufferSize)} on this adapter, and ${mib(size)} are needed; ` +
@@ -262,13 +274,17 @@ export class WebGpuDevice extends Device {
 
   async #download(buffer: GPUBuffer, offset: number, bytes: number): Promise<ArrayBuffer> {
     this.#throwIfLost();
-    const landing = this.#createBuffer(bytes, MAP_READ | COPY_DST);
+    const size = poolSize(bytes);
+    const landing = this.#landings.get(size)?.pop() ?? this.#createBuffer(size, MAP_READ | COPY_DST);
+    let again = false;
     this.#recorder.copy(buffer, offset, landing, 0, bytes);
     this.#recorder.submit();
     try {
       await Promise.all([...this.#pending, landing.mapAsync(1)]);
       this.#throwFailure();
-      const data = landing.getMappedRange().slice(0);
+      const data = landing.getMappedRange().slice(0, bytes);
+      landing.unmap();
+      again = size <= LARGEST_LANDING;
       await this.#throwNaN();
       return data;
     } catch (error) {
@@ -277,7 +293,9 @@ export class WebGpuDevice extends Device {
       this.#throwFailure();
       throw error;
     } finally {
-      landing.destroy();
+      if (!again) landing.destroy();
+      else if (this.#landings.has(size)) this.#landings.get(size)!.push(landing);
+      else this.#landings.set(size, [landing]);
     }
   }
 
@@ -344,6 +362,7 @@ export class WebGpuDevice extends Device {
     if (this.#lost !== undefined) return;
     this.#recorder.submit();
     this.#trim();
+    for (const landings of this.#landings.values()) for (const landing of landings) landing.destroy();
     this.#recorder.dispose();
     if (this.own) this.gpu.destroy();
   }
@@ -397,7 +416,7 @@ export class WebGpuDevice extends Device {
   dispatch(source: KernelSource, { tensors, parameters, workgroups }: Dispatch): void {
     this.#throwIfLost();
     if (workgroups.some((count) => count === 0)) return;
-    const most = this.gpu.limits.maxComputeWorkgroupsPerDimension;
+    const most = this.#limits.maxComputeWorkgroupsPerDimension;
     if (workgroups.some((count) => count > most)) {
       throw new RangeError(
         `webgpu: ${source.name} takes at most ${most} workgroups a dimension on this device, got ${workgroups.join(" × ")}; ` +
@@ -451,10 +470,12 @@ export class WebGpuDevice extends Device {
     const { buffer, byteOffset, dtype } = tensor.storage as WebGpuStorage;
     const width = DTYPE_BYTES[dtype];
     const start = byteOffset + tensor.offset * width;
-    const last = tensor.shape.reduce((at, extent, axis) => at + Math.max(extent - 1, 0) * tensor.strides[axis], 0);
+    const { shape, strides } = tensor;
+    let last = 0;
+    for (let axis = 0; axis < shape.length; axis++) last += Math.max(shape[axis] - 1, 0) * strides[axis];
     const offset = Math.floor(start / 256) * 256;
     const size = Math.min(Math.ceil((start + (last + 1) * width - offset) / 16) * 16, buffer.size - offset);
-    const limit = this.gpu.limits.maxStorageBufferBindingSize;
+    const limit = this.#limits.maxStorageBufferBindingSize;
     if (size > limit) {
       throw new RangeError(
         `webgpu: a kernel sees at most ${mib(limit)} of a tensor on this device, and ${name} of ${kernel} spans ` +
@@ -470,7 +491,7 @@ export class WebGpuDevice extends Device {
 
   /** Workgroups for `count` items in a row: `index_of_group(id, workgroups)` counts them in the shader. */
   spread(count: number): number[] {
-    const most = this.gpu.limits.maxComputeWorkgroupsPerDimension;
+    const most = this.#limits.maxComputeWorkgroupsPerDimension;
     if (count <= most) return [count];
     const rows = Math.ceil(count / most);
     return [Math.ceil(count / rows), rows];

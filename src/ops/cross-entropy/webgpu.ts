@@ -11,7 +11,7 @@ import type { CrossEntropyRows, LogitsLayout } from "./contract.js";
  * the products around.
  */
 export const logitsInVectors: LogitsLayout = {
-  bytes: (device) => Math.min(512 * 2 ** 20, (device as WebGpuDevice).gpu.limits.maxStorageBufferBindingSize),
+  bytes: (device) => Math.min(600 * 2 ** 20, (device as WebGpuDevice).gpu.limits.maxStorageBufferBindingSize),
   asX: true,
   columns: (classes) => {
     const step = classes < 1024 ? WIDE : 128;

@@ -9,6 +9,7 @@ import type { Activation } from "./contract.js";
 import * as oracle from "./oracle.js";
 import * as wasm from "./wasm.js";
 import * as webgpu from "./webgpu.js";
+import * as webgpuGradient from "./webgpu-weight-gradient.js";
 
 export type { Activation } from "./contract.js";
 
@@ -17,6 +18,14 @@ const run = operation("linear", {
   wasm: wasm.linearForward,
   webgpu: webgpu.linearForward,
 });
+/** gᵀ · x: g [rows, outputs], x [rows, inputs]. */
+const plainGradient = (g: Tensor, x: Tensor, dtype: DType) => matmul(g.transpose(), x, { dtype });
+const weightGradient = operation("linear (gradient of weight)", {
+  oracle: plainGradient,
+  wasm: plainGradient,
+  webgpu: webgpuGradient.weightGradient,
+});
+
 export interface LinearOptions {
   activation?: Activation;
   residual?: Tensor;
@@ -89,7 +98,7 @@ export function linear(
       const g = upstream.to(xs.dtype);
       return [
         wanted[0] ? matmul(g, w) : undefined,
-        wanted[1] ? matmul(g.transpose(), xs, { dtype: weightDType }) : undefined,
+        wanted[1] ? weightGradient(g.device, g, xs, weightDType) : undefined,
         ...(bias ? [wanted[2] ? columnSums(g).to(biasDType!) : undefined] : []),
         ...(fused ? [upstream.to(fused.dtype)] : []),
       ];
