@@ -1,9 +1,9 @@
 import type { TokenFile } from "../data/token-file.js";
-import { getDevice } from "../devices/get-device.js";
 import { GPT } from "../models/gpt.js";
 import { AdamW } from "../nn/adamw.js";
 import type { DType } from "../tensor/dtype.js";
 import { modelConfig, type TrainConfig, trainConfig } from "./config.js";
+import { deviceFor } from "./device.js";
 import { trainStep } from "./step.js";
 
 /** Seconds that an update takes on this machine, the median of a few after the kernels are warm. */
@@ -11,7 +11,7 @@ export async function measureStep(given: Partial<TrainConfig>, file: TokenFile):
   const config = trainConfig(given);
   const { batchSize, contextLength, threads } = config;
   const dtype = config.dtype as DType;
-  const device = await getDevice(undefined, threads > 0 ? { threads } : undefined);
+  const device = await deviceFor(config);
   const model = new GPT(modelConfig(config, file.info.vocabSize), { device, dtype });
   const optimizer = new AdamW(model.parameters(), config);
   const times: number[] = [];

@@ -13,8 +13,8 @@ export function poolSize(bytes: number): number {
  */
 export class BufferPool {
   readonly #free = new Map<number, GPUBuffer[]>();
-  /** Buffers of the pool, numbered, for as long as they exist. */
-  readonly #numbers = new WeakMap<GPUBuffer, number>();
+  /** All that exist, free or in use, numbered. */
+  readonly #owned = new Map<GPUBuffer, number>();
   #made = 0;
   #used = 0;
   #reserved = 0;
@@ -32,7 +32,7 @@ export class BufferPool {
 
   /** A number that no other buffer has or had, or undefined for a buffer that is not the pool's. */
   numberOf(buffer: GPUBuffer): number | undefined {
-    return this.#numbers.get(buffer);
+    return this.#owned.get(buffer);
   }
 
   /** Bytes of `size` that would be new: 0 where a free buffer fits. */
@@ -45,7 +45,7 @@ export class BufferPool {
     if (!buffer) {
       buffer = this.create(size, USAGE_STORAGE);
       this.#reserved += size;
-      this.#numbers.set(buffer, this.#made++);
+      this.#owned.set(buffer, this.#made++);
     }
     this.#used += size;
     this.peak = Math.max(this.peak, this.#used);
@@ -54,9 +54,18 @@ export class BufferPool {
 
   give(buffer: GPUBuffer): void {
     this.#used -= buffer.size;
+    if (!this.#owned.has(buffer)) return;
     const same = this.#free.get(buffer.size);
     if (same) same.push(buffer);
     else this.#free.set(buffer.size, [buffer]);
+  }
+
+  /** Forgets a buffer that the GPU had no memory for: WebGPU says so later, and it stays invalid for ever. */
+  refuse(buffer: GPUBuffer): void {
+    if (!this.#owned.delete(buffer)) return;
+    this.#reserved -= buffer.size;
+    const same = this.#free.get(buffer.size);
+    if (same?.includes(buffer)) same.splice(same.indexOf(buffer), 1);
   }
 
   /** Destroys the free buffers. Work that uses them must have been submitted. */
@@ -64,6 +73,7 @@ export class BufferPool {
     for (const buffers of this.#free.values()) {
       for (const buffer of buffers) {
         this.#reserved -= buffer.size;
+        this.#owned.delete(buffer);
         buffer.destroy();
       }
     }

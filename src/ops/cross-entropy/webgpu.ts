@@ -4,7 +4,7 @@ import type { KernelSource } from "../../devices/webgpu/kernel.js";
 import { rowsAreWide, WIDE } from "../../devices/webgpu/wide.js";
 import type { DType } from "../../tensor/dtype.js";
 import { empty } from "../../tensor/tensor.js";
-import type { CrossEntropyRows, LogitsLayout } from "./contract.js";
+import { type CrossEntropyRows, type LogitsLayout, noClass } from "./contract.js";
 
 /**
  * Large blocks in x's own format. Rows begin where vectors can, and where there are many classes they fill whole tiles of
@@ -93,7 +93,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   let top = all_max(own, lane);
   let total = all_sum(sum * exp(own - top), lane);
   if (lane == 0u) {
-    // A target that is no class gives NaN: finding it here would stall every call.
+    // A target that is no class gives NaN: out of check mode finding it would stall every call.
     var loss = 0.0;
     if (wanted >= i32(P.classes) || wanted < -1) { loss = bitcast<f32>(0x7fc00000u + (row & 1u)); }
     else if (wanted >= 0) { loss = log(total) + top - wanted_logit; }
@@ -116,6 +116,8 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
 export const crossEntropyRows: CrossEntropyRows = (logits, targets, classes, scale) => {
   const [rows, columns] = logits.shape;
   const device = webgpuDevice(logits);
+  const isNoClass = "value < -1 || value >= limit";
+  device.refuseWhere(targets, isNoClass, classes, (at, target) => noClass(target, at, classes));
   const losses = empty([rows], device, "f32");
   const wide = rowsAreWide(columns, logits);
   device.dispatch(kernel(logits.dtype, scale !== undefined, wide), {

@@ -24,7 +24,8 @@ const backward = operation("embedding backward", {
  * @param ids i32, any shape; each from 0 to n − 1
  * @param options dtype: of the output; default weight's
  * @returns [...ids.shape, d]. The gradient of a leaf is f32 whatever the leaf is.
- * @throws RangeError where an id is not a row, TypeError where ids are not i32
+ * @throws TypeError where ids are not i32, RangeError where an id is not a row: at once on wasm and the oracle; on webgpu
+ *   at the next read in check mode, and else such rows are NaN, since reading ids back would stall the GPU
  */
 export function embedding(weight: Tensor, ids: Tensor, { dtype = weight.dtype }: { dtype?: DType } = {}): Tensor {
   if (ids.dtype !== "i32")

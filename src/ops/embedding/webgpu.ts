@@ -3,9 +3,9 @@ import type { KernelSource } from "../../devices/webgpu/kernel.js";
 import { map } from "../../devices/webgpu/map.js";
 import { rowsAreWide } from "../../devices/webgpu/wide.js";
 import { empty, type Tensor } from "../../tensor/tensor.js";
-import type { EmbeddingBackward, EmbeddingForward } from "./contract.js";
+import { type EmbeddingBackward, type EmbeddingForward, noRow } from "./contract.js";
 
-/** Reading the ids back would stall every call: an id that is no row gives NaN. */
+/** Reading the ids back would stall every call: out of check mode an id that is no row gives NaN. */
 const LOOK_UP = `
 fn apply(i: u32) -> f32 {
   let width = u32(P.width);
@@ -32,6 +32,8 @@ fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) group
 export const embeddingForward: EmbeddingForward = (weight, ids, dtype) => {
   const [rows, width] = weight.shape;
   const device = webgpuDevice(weight);
+  const isNoRow = "value < 0 || value >= limit";
+  device.refuseWhere(ids, isNoRow, rows, (at, id) => noRow(id, at, rows));
   const out = empty([...ids.shape, width], device, dtype);
   if (out.size > 0 && rowsAreWide(width, weight)) {
     const source: KernelSource = {

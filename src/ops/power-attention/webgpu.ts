@@ -10,6 +10,7 @@ import type { PowerBackward, PowerForward, PowerInputs, PowerPlan, SequencePlan,
 import { chunkStateBytes, forwardOnMatrixUnits, tilesFor } from "./matrix-units/index.js";
 import type { PowerTiles } from "./matrix-units/tiles.js";
 import { absent, gateGradient, gateSums } from "./webgpu-gates.js";
+import { backwardInPieces, forwardInPieces } from "./webgpu-pieces.js";
 import { finishGradient, normalise, normaliseBackward, zerosLike } from "./webgpu-rows.js";
 
 /** Most bytes of chunk states alive at once; beyond it the sequence is taken in parts that hand on their state. */
@@ -141,7 +142,8 @@ function forward(plan: PowerPlan, inputs: PowerInputs) {
   return { output, finalState, saved: q.dtype === "f32" ? [sum] : [sum, unrounded] };
 }
 
-export const powerWebGpu: PowerForward = (plan, inputs) => noGrad(() => scope(() => forward(plan, inputs)));
+export const powerWebGpu: PowerForward = (plan, inputs) =>
+  noGrad(() => scope(() => forwardInPieces(forward)(plan, inputs)));
 
 function backward(
   plan: PowerPlan,
@@ -218,4 +220,5 @@ function backward(
   };
 }
 
-export const powerBackwardWebGpu: PowerBackward = (...args) => noGrad(() => scope(() => backward(...args)));
+export const powerBackwardWebGpu: PowerBackward = (...args) =>
+  noGrad(() => scope(() => backwardInPieces(backward)(...args)));

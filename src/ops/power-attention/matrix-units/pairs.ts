@@ -1,22 +1,34 @@
 import { webgpuDevice } from "../../../devices/webgpu/device.js";
 import type { KernelSource } from "../../../devices/webgpu/kernel.js";
+import {
+  columnMatrices,
+  declareSums,
+  each,
+  matrices,
+  multiplyAdd,
+  rowStride,
+  storeSums,
+} from "../../../devices/webgpu/matrix-text.js";
 import { empty, type Tensor } from "../../../tensor/tensor.js";
 import type { SequencePlan } from "../contract.js";
 import type { Levels } from "./levels.js";
 import { chunkRows, type Packed } from "./pack.js";
-import { MATRICES, matricesConstants, type PowerTiles, rowStride } from "./tiles.js";
+import { type PowerTiles, powerConstants } from "./tiles.js";
 
 /** Powers of dot products of packed rows are at most 1: multiplied by the last power of two of f16, they keep most digits. */
 export const WEIGHT_EXPONENT = 15;
 
 /** Σ_j w_ij v_j over the keys of a query's chunk up to itself; see `pairs`. */
-const body = `${MATRICES}
+const body = (tiles: PowerTiles, xOctets: number, columns: number) => {
+  const { rows, keys, down } = tiles.pairs;
+  const own = rows / (down * tiles.M);
+  const xSteps = (xOctets * 8) / tiles.K;
+  const keyMatrices = columnMatrices(keys, tiles);
+  const valueMatrices = columnMatrices(columns, tiles);
+  return `${matrices(tiles)}
 const LANES = DOWN * SUBGROUP;
-const X_STEPS = X_OCTETS * 8 / MATRIX_K;
-const OWN_DOWN = ROWS / (DOWN * MATRIX_M);
-const COLUMN_MATRICES = COLUMNS / MATRIX_N;
+const OWN_ROWS = ROWS / DOWN;
 const V_OCTETS = COLUMNS / 8;
-const KEY_MATRICES = KEYS / MATRIX_N;
 const SCORE_STRIDE = KEYS + 1;
 const WEIGHT_OCTETS = KEYS / 8;
 var<workgroup> keys: array<vec4u, KEYS * X_STRIDE>;
@@ -40,17 +52,16 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   let keyRow0 = ((line / P.chunks / P.members) * P.chunks + chunk) * CHUNK_ROWS;
   let first = id.x * ROWS;
   let row0 = line * CHUNK_ROWS;
-  let own0 = (lane / SUBGROUP) * OWN_DOWN * MATRIX_M;
-
-  var q: array<Left, OWN_DOWN * X_STEPS>;
-  for (var i = 0u; i < OWN_DOWN; i++) {
-    // Rows beyond the chunk repeat its last matrix: nothing is stored for them.
-    let row = row0 + min(first + own0 + i * MATRIX_M, CHUNK_ROWS - MATRIX_M);
-    for (var step = 0u; step < X_STEPS; step++) {
-      q[i * X_STEPS + step] = subgroupMatrixLoad<Left, row_major>(&x, P.x_at / 8u + row * X_OCTETS + step * MATRIX_K / 8u, X_OCTETS);
-    }
-  }
-  var sums: array<Result, OWN_DOWN * COLUMN_MATRICES>;
+  let ownRow = (lane / SUBGROUP) * OWN_ROWS;
+  // Rows beyond the chunk repeat its last matrix: nothing is stored for them.
+  ${each(own, (i) =>
+    each(
+      xSteps,
+      (step) =>
+        `let q_${i}_${step} = subgroupMatrixLoad<Left, row_major>(&x, P.x_at / 8u + (row0 + min(first + ownRow + ${i * tiles.M}u, CHUNK_ROWS - MATRIX_M)) * X_OCTETS + ${(step * tiles.K) / 8}u, X_OCTETS);`,
+    ),
+  )}
+  ${declareSums(own, valueMatrices)}
   let end = min(CHUNK_ROWS, first + ROWS);
   for (var key0 = 0u; key0 < end; key0 += KEYS) {
     workgroupBarrier();
@@ -62,19 +73,23 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
     }
     if (lane < KEYS) { keyLevels[lane] = load_tokens(4u * (keyRow0 + key0 + lane)); }
     workgroupBarrier();
-    for (var j = 0u; j < KEY_MATRICES; j++) {
-      var right: array<Right, X_STEPS>;
-      for (var step = 0u; step < X_STEPS; step++) {
-        right[step] = subgroupMatrixLoad<Right, col_major>(&keys, j * MATRIX_N * X_STRIDE + step * MATRIX_K / 8u, X_STRIDE);
-      }
-      for (var i = 0u; i < OWN_DOWN; i++) {
-        var score = Result();
-        for (var step = 0u; step < X_STEPS; step++) {
-          score = subgroupMatrixMultiplyAccumulate(q[i * X_STEPS + step], right[step], score);
-        }
-        subgroupMatrixStore<row_major>(&scores, (own0 + i * MATRIX_M) * SCORE_STRIDE + j * MATRIX_N, score, SCORE_STRIDE);
-      }
-    }
+    ${keyMatrices
+      .map(
+        ({ octet, width }) => `{
+      ${each(
+        xSteps,
+        (step) =>
+          `let right_${step} = subgroupMatrixLoad<Right${width}, col_major>(&keys, ${octet * 8}u * X_STRIDE + ${(step * tiles.K) / 8}u, X_STRIDE);`,
+      )}
+      ${each(
+        own,
+        (i) => `var score_${i} = Result${width}();
+      ${each(xSteps, (step) => `score_${i} = subgroupMatrixMultiplyAccumulate(q_${i}_${step}, right_${step}, score_${i});`)}
+      subgroupMatrixStore<row_major>(&scores, (ownRow + ${i * tiles.M}u) * SCORE_STRIDE + ${octet * 8}u, score_${i}, SCORE_STRIDE);`,
+      )}
+    }`,
+      )
+      .join("\n")}
     workgroupBarrier();
     for (var n = lane; n < ROWS * WEIGHT_OCTETS; n += LANES) {
       let row = n % ROWS;
@@ -94,26 +109,24 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
     }
     workgroupBarrier();
     for (var step = 0u; step < KEYS; step += MATRIX_K) {
-      var right: array<Right, COLUMN_MATRICES>;
-      for (var j = 0u; j < COLUMN_MATRICES; j++) {
-        right[j] = subgroupMatrixLoad<Right, row_major>(&values, step * V_STRIDE + j * MATRIX_N / 8u, V_STRIDE);
-      }
-      for (var i = 0u; i < OWN_DOWN; i++) {
-        let left = subgroupMatrixLoad<Left, row_major>(&weights, (own0 + i * MATRIX_M) * WEIGHT_STRIDE + step / 8u, WEIGHT_STRIDE);
-        for (var j = 0u; j < COLUMN_MATRICES; j++) {
-          sums[i * COLUMN_MATRICES + j] = subgroupMatrixMultiplyAccumulate(left, right[j], sums[i * COLUMN_MATRICES + j]);
-        }
-      }
+      ${multiplyAdd(
+        own,
+        valueMatrices,
+        (i) =>
+          `subgroupMatrixLoad<Left, row_major>(&weights, (ownRow + ${i * tiles.M}u) * WEIGHT_STRIDE + step / 8u, WEIGHT_STRIDE)`,
+        ({ octet, width }) =>
+          `subgroupMatrixLoad<Right${width}, row_major>(&values, step * V_STRIDE + ${octet}u, V_STRIDE)`,
+      )}
     }
   }
-  for (var i = 0u; i < OWN_DOWN; i++) {
-    let row = first + own0 + i * MATRIX_M;
-    if (row >= CHUNK_ROWS) { break; }
-    for (var j = 0u; j < COLUMN_MATRICES; j++) {
-      subgroupMatrixStore<row_major>(&result, P.result_at + (row0 + row) * COLUMNS + j * MATRIX_N, sums[i * COLUMN_MATRICES + j], COLUMNS);
-    }
-  }
+  ${each(
+    own,
+    (i) => `if (first + ownRow + ${i * tiles.M}u < CHUNK_ROWS) {
+      ${storeSums(1, valueMatrices, "result", "COLUMNS", () => `P.result_at + (row0 + first + ownRow + ${i * tiles.M}u) * COLUMNS`).replaceAll("sum_0_", `sum_${i}_`)}
+    }`,
+  )}
 }`;
+};
 
 /**
  * f32 [rows of q, columns]: Σ_j (q_i·k_j)^p · 2^(L_j − the largest L up to i + weightExponent) · v_j of packed vectors.
@@ -128,7 +141,7 @@ export function pairs(plan: SequencePlan, tiles: PowerTiles, q: Packed, k: Packe
   const source: KernelSource = {
     name: "pairs-on-matrix-units",
     constants: {
-      ...matricesConstants(tiles),
+      ...powerConstants(tiles),
       DEGREE: degree,
       X_OCTETS: q.octets,
       X_STRIDE: rowStride(q.octets),
@@ -149,7 +162,7 @@ export function pairs(plan: SequencePlan, tiles: PowerTiles, q: Packed, k: Packe
       result: { dtype: "f32", access: "write" },
     },
     parameters: { lines: "u32", chunks: "u32", members: "u32" },
-    body,
+    body: body(tiles, q.octets, columns),
   };
   const result = empty([rows, columns], device, "f32");
   device.dispatch(source, {

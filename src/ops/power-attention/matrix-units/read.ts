@@ -1,17 +1,30 @@
 import { webgpuDevice } from "../../../devices/webgpu/device.js";
 import type { KernelSource } from "../../../devices/webgpu/kernel.js";
+import {
+  columnMatrices,
+  declareSums,
+  each,
+  matrices,
+  multiplyAdd,
+  rowStride,
+  storeSums,
+} from "../../../devices/webgpu/matrix-text.js";
 import { empty, type Tensor } from "../../../tensor/tensor.js";
 import type { SequencePlan } from "../contract.js";
 import { chunkRows, type Packed } from "./pack.js";
-import { MAKE_FEATURES, MATRICES, matricesConstants, type PowerTiles, rowStride } from "./tiles.js";
+import { MAKE_FEATURES, type PowerTiles, powerConstants } from "./tiles.js";
 
 /** φ(x_t)ᵀ s of a token's chunk: [tokens × features] by [features × columns], 64 features at a time, made as needed. */
-const body = `${MATRICES}
+const body = (tiles: PowerTiles, columns: number) => {
+  const { tokens, down, across } = tiles.read;
+  const own = tokens / (down * tiles.M);
+  const matricesAcross = columnMatrices(columns / across, tiles);
+  return `${matrices(tiles)}
 const LANES = DOWN * ACROSS * SUBGROUP;
 const PHI_STRIDE = 9;
 const OCTETS = COLUMNS / 8;
-const OWN_DOWN = TOKENS / (DOWN * MATRIX_M);
-const OWN_ACROSS = (COLUMNS / MATRIX_N + ACROSS - 1) / ACROSS;
+const OWN_ROWS = TOKENS / DOWN;
+const OWN_COLUMNS = COLUMNS / ACROSS;
 var<workgroup> phi: array<vec4u, TOKENS * PHI_STRIDE>;
 var<workgroup> part: array<vec4u, 64 * S_STRIDE>;
 ${MAKE_FEATURES}
@@ -26,9 +39,9 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   let state = (line / P.chunks / P.members) * P.chunks + chunk;
   let token0 = id.x * TOKENS;
   let row0 = line * CHUNK_ROWS;
-  let down = (lane / SUBGROUP) / ACROSS;
-  let across = (lane / SUBGROUP) % ACROSS;
-  var sums: array<Result, OWN_DOWN * OWN_ACROSS>;
+  let ownRow = ((lane / SUBGROUP) / ACROSS) * OWN_ROWS;
+  let ownColumn = ((lane / SUBGROUP) % ACROSS) * OWN_COLUMNS;
+  ${declareSums(own, matricesAcross)}
   for (var group = 0u; group < P.features / 64u; group++) {
     workgroupBarrier();
     for (var n = lane; n < TOKENS; n += LANES) {
@@ -39,27 +52,24 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
     for (var n = lane; n < 64u * OCTETS; n += LANES) { part[(n / OCTETS) * S_STRIDE + n % OCTETS] = load4_s(s0 + n); }
     workgroupBarrier();
     for (var step = 0u; step < 64u; step += MATRIX_K) {
-      var right: array<Right, OWN_ACROSS>;
-      for (var j = 0u; j < OWN_ACROSS; j++) {
-        right[j] = subgroupMatrixLoad<Right, row_major>(&part, step * S_STRIDE + (across * OWN_ACROSS + j) * MATRIX_N / 8u, S_STRIDE);
-      }
-      for (var i = 0u; i < OWN_DOWN; i++) {
-        let left = subgroupMatrixLoad<Left, row_major>(&phi, (down * OWN_DOWN + i) * MATRIX_M * PHI_STRIDE + step / 8u, PHI_STRIDE);
-        for (var j = 0u; j < OWN_ACROSS; j++) {
-          sums[i * OWN_ACROSS + j] = subgroupMatrixMultiplyAccumulate(left, right[j], sums[i * OWN_ACROSS + j]);
-        }
-      }
+      ${multiplyAdd(
+        own,
+        matricesAcross,
+        (i) =>
+          `subgroupMatrixLoad<Left, row_major>(&phi, (ownRow + ${i * tiles.M}u) * PHI_STRIDE + step / 8u, PHI_STRIDE)`,
+        ({ octet, width }) =>
+          `subgroupMatrixLoad<Right${width}, row_major>(&part, step * S_STRIDE + ownColumn / 8u + ${octet}u, S_STRIDE)`,
+      )}
     }
   }
-  for (var i = 0u; i < OWN_DOWN; i++) {
-    let token = token0 + (down * OWN_DOWN + i) * MATRIX_M;
-    if (token >= CHUNK_ROWS) { break; }
-    for (var j = 0u; j < OWN_ACROSS; j++) {
-      let at = P.result_at + (row0 + token) * COLUMNS + (across * OWN_ACROSS + j) * MATRIX_N;
-      subgroupMatrixStore<row_major>(&result, at, sums[i * OWN_ACROSS + j], COLUMNS);
-    }
-  }
+  ${each(
+    own,
+    (i) => `if (token0 + ownRow + ${i * tiles.M}u < CHUNK_ROWS) {
+      ${storeSums(1, matricesAcross, "result", "COLUMNS", () => `P.result_at + (row0 + token0 + ownRow + ${i * tiles.M}u) * COLUMNS + ownColumn`).replaceAll("sum_0_", `sum_${i}_`)}
+    }`,
+  )}
 }`;
+};
 
 /**
  * What packed x reads from its chunks' states, f16 [B, H, N, features, columns] weighted by multiplicity: f32
@@ -82,7 +92,7 @@ export function read(
   const source: KernelSource = {
     name: "read-on-matrix-units",
     constants: {
-      ...matricesConstants(tiles),
+      ...powerConstants(tiles),
       DEGREE: degree,
       X_OCTETS: x.octets,
       S_STRIDE: rowStride(columns / 8),
@@ -99,7 +109,7 @@ export function read(
       result: { dtype: "f32", access: "write" },
     },
     parameters: { lines: "u32", chunks: "u32", members: "u32", features: "u32", firstChunk: "u32" },
-    body,
+    body: body(tiles, columns),
   };
   const result = empty([rows, columns], device, "f32");
   device.dispatch(source, {

@@ -1,11 +1,9 @@
-import { MATRIX_DIRECTIVES, type MatrixShape, type MatrixUnits } from "../../../devices/webgpu/matrix-units.js";
+import { type Matrices, matricesOf, matrixConstants } from "../../../devices/webgpu/matrix-text.js";
+import type { MatrixUnits } from "../../../devices/webgpu/matrix-units.js";
 import { GROUP, OCTET } from "./features.js";
 
 /** How the workgroups of power attention's kernels share their work. */
-export interface PowerTiles {
-  /** Columns are cut into matrices of this shape. */
-  shape: MatrixShape;
-  subgroupSize: number;
+export interface PowerTiles extends Matrices {
   /** Packed rows are this many elements long, or a multiple; packed values this many columns. */
   stepMultiple: number;
   columnMultiple: number;
@@ -27,19 +25,20 @@ export function powerTiles(
   tuned: Record<string, Record<string, number>>,
 ): PowerTiles | undefined {
   if (!units || limits.maxStorageBuffersPerShaderStage < BINDINGS) return undefined;
-  const { narrow: shape, subgroupSize } = units;
-  if (shape.N !== OCTET || GROUP % shape.M !== 0 || 16 % shape.K !== 0) return undefined;
+  const matrices = matricesOf(units);
+  const { M, K, narrow, subgroupSize } = matrices;
+  if (narrow !== OCTET || GROUP % M !== 0 || 16 % K !== 0) return undefined;
   // Subgroups of fewer than 16 are a processor that plays a GPU: it compiles large tiles for minutes.
   if (subgroupSize < 16 || limits.maxComputeWorkgroupStorageSize < 48 * 1024) {
     return {
-      ...{ shape, subgroupSize, stepMultiple: 8, columnMultiple: 8 },
+      ...{ ...matrices, stepMultiple: OCTET, columnMultiple: OCTET },
       accumulate: { groups: 1, steps: 16, down: 2, across: 1 },
       read: { tokens: 32, down: 2, across: 1 },
       pairs: { rows: 32, keys: 16, down: 2 },
     };
   }
   return {
-    ...{ shape, subgroupSize, stepMultiple: Math.max(shape.K, OCTET), columnMultiple: shape.N },
+    ...{ ...matrices, stepMultiple: Math.max(K, OCTET), columnMultiple: OCTET },
     accumulate: { groups: 4, steps: 32, down: 4, across: 1, ...tuned.accumulate },
     read: { tokens: 128, down: 4, across: 1, ...tuned.read },
     pairs: { rows: 128, keys: 32, down: 4, ...tuned.pairs },
@@ -49,18 +48,8 @@ export function powerTiles(
 /** Features of packed rows are at most 1 and mostly far less: they are multiplied by this power of two. */
 export const FEATURE_EXPONENT = 10;
 
-/** 16-byte vectors from one row of a tile to the next: odd, so that eight rows start in different banks. */
-export const rowStride = (octets: number) => octets + 1 - (octets % 2);
-
-/** What kernels on matrix units begin with. */
-export const MATRICES = `${MATRIX_DIRECTIVES}
-alias Left = subgroup_matrix_left<f16, MATRIX_K, MATRIX_M>;
-alias Right = subgroup_matrix_right<f16, MATRIX_N, MATRIX_K>;
-alias Result = subgroup_matrix_result<f32, MATRIX_N, MATRIX_M>;
-`;
-
-export function matricesConstants({ shape, subgroupSize }: PowerTiles): Record<string, number> {
-  return { MATRIX_M: shape.M, MATRIX_N: shape.N, MATRIX_K: shape.K, SUBGROUP: subgroupSize, FEATURE_EXPONENT };
+export function powerConstants(tiles: PowerTiles): Record<string, number> {
+  return { ...matrixConstants(tiles), FEATURE_EXPONENT };
 }
 
 /**
