@@ -9,7 +9,7 @@ import type { Activation } from "./contract.js";
 import * as oracle from "./oracle.js";
 import * as wasm from "./wasm.js";
 import * as webgpu from "./webgpu.js";
-import * as webgpuGradient from "./webgpu-weight-gradient.js";
+import * as webgpuGradients from "./webgpu-gradients.js";
 
 export type { Activation } from "./contract.js";
 
@@ -23,7 +23,14 @@ const plainGradient = (g: Tensor, x: Tensor, dtype: DType) => matmul(g.transpose
 const weightGradient = operation("linear (gradient of weight)", {
   oracle: plainGradient,
   wasm: plainGradient,
-  webgpu: webgpuGradient.weightGradient,
+  webgpu: webgpuGradients.weightGradient,
+});
+/** g · w: w [outputs, inputs]. */
+const plainInputGradient = (g: Tensor, w: Tensor) => matmul(g, w);
+const inputGradient = operation("linear (gradient of x)", {
+  oracle: plainInputGradient,
+  wasm: plainInputGradient,
+  webgpu: webgpuGradients.inputGradient,
 });
 
 export interface LinearOptions {
@@ -97,7 +104,7 @@ export function linear(
       if (!upstream) return [];
       const g = upstream.to(xs.dtype);
       return [
-        wanted[0] ? matmul(g, w) : undefined,
+        wanted[0] ? inputGradient(g.device, g, w) : undefined,
         wanted[1] ? weightGradient(g.device, g, xs, weightDType) : undefined,
         ...(bias ? [wanted[2] ? columnSums(g).to(biasDType!) : undefined] : []),
         ...(fused ? [upstream.to(fused.dtype)] : []),

@@ -3,6 +3,7 @@ import { noGrad } from "../../tensor/tape.js";
 import { scope, type Tensor } from "../../tensor/tensor.js";
 import { matmul } from "../matmul/webgpu.js";
 import { reduce } from "../reduce/webgpu.js";
+import { wholeOctets } from "./webgpu-octets.js";
 
 /** Workgroups that keep a large GPU busy. */
 const ENOUGH = 512;
@@ -25,12 +26,18 @@ export function weightGradient(g: Tensor, x: Tensor, dtype: DType): Tensor {
   return noGrad(() =>
     scope(() => {
       const [tokens, outputs] = g.shape;
-      const inputs = x.shape[1];
-      const parts = partsFor(tokens, outputs, inputs);
-      if (parts === 1) return matmul(g.transpose(), x, [], dtype);
-      const split = (t: Tensor, width: number) => t.reshape([parts, tokens / parts, width]);
-      const sums = matmul(split(g, outputs).transpose(), split(x, inputs), [parts], "f32");
-      return reduce("sum", sums, [0], 1, dtype).reshape([outputs, inputs]);
+      const whole = wholeOctets(g, 1);
+      const [width, inputs] = [whole.shape[1], x.shape[1]];
+      const parts = partsFor(tokens, width, inputs);
+      if (parts === 1) return matmul(whole.transpose(), x, [], dtype).slice(0, 0, outputs);
+      const split = (t: Tensor, columns: number) => t.reshape([parts, tokens / parts, columns]);
+      const sums = matmul(split(whole, width).transpose(), split(x, inputs), [parts], "f32");
+      return reduce("sum", sums, [0], 1, dtype).reshape([width, inputs]).slice(0, 0, outputs);
     }),
   );
+}
+
+/** g · weight, [tokens, inputs]. */
+export function inputGradient(g: Tensor, weight: Tensor): Tensor {
+  return noGrad(() => scope(() => matmul(wholeOctets(g, 1), wholeOctets(weight, 0), [])));
 }
