@@ -73,8 +73,7 @@ function binary(name: BinaryName) {
     wasm: (x: Tensor, n: number, reversed: boolean) => wasm.mapNumber(name, x, n, reversed),
     webgpu: (x: Tensor, n: number, reversed: boolean) => webgpu.mapNumber(name, x, n, reversed),
   });
-  const mixed = (a: Tensor, b: Tensor): Tensor => two(a.device, a, b);
-  const any = (a: Tensor | number, b: Tensor | number): Tensor => {
+  return (a: Tensor | number, b: Tensor | number): Tensor => {
     const x = typeof a === "number" ? b : a;
     if (typeof x === "number") throw new TypeError(`${name}: at least one argument must be a tensor, got two numbers`);
     if (!INTEGER_BINARY.includes(name)) floatOnly(name, x);
@@ -93,7 +92,6 @@ function binary(name: BinaryName) {
     constant.dispose();
     return out;
   };
-  return Object.assign(any, { mixed });
 }
 
 const run = { add: binary("add"), sub: binary("sub"), mul: binary("mul"), div: binary("div"), equal: binary("equal") };
@@ -117,16 +115,6 @@ export function sub(a: Tensor | number, b: Tensor | number): Tensor {
   const last = typeof b === "number" ? -1 : inputs.length - 1;
   record("sub", inputs, [out], [], ([g]) => shapes.map((shape, k) => g && sumTo(k === last ? neg(g) : g, shape)));
   return out;
-}
-
-/** a + b in a's dtype, where b may be of another float dtype. Not differentiable. */
-export function addMixed(a: Tensor, b: Tensor): Tensor {
-  return run.add.mixed(a, b);
-}
-
-/** a · b in a's dtype, where b may be of another float dtype. Not differentiable. */
-export function mulMixed(a: Tensor, b: Tensor): Tensor {
-  return run.mul.mixed(a, b);
 }
 
 /** a · b, element by element, with numpy's broadcasting. */

@@ -4,7 +4,7 @@ import type { Tensor } from "../../tensor/tensor.js";
 import { gelu, logSigmoid, relu, silu } from "../elementwise/index.js";
 import { matmul } from "../matmul/index.js";
 import { floatOnly, gradientDType, operation, sameKind } from "../operation.js";
-import { columnSums } from "../reduce/index.js";
+import { columnSums } from "../reduce/sum-over.js";
 import type { Activation } from "./contract.js";
 import * as oracle from "./oracle.js";
 import * as wasm from "./wasm.js";

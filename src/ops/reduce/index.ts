@@ -1,21 +1,15 @@
-import type { DType } from "../../tensor/dtype.js";
 import { axisOf, type Shape, sameShape, sizeOf } from "../../tensor/shape.js";
 import { record } from "../../tensor/tape.js";
 import type { Tensor } from "../../tensor/tensor.js";
 import { div, equal, mul } from "../elementwise/index.js";
 import { floatOnly, operation } from "../operation.js";
 import * as oracle from "./oracle.js";
+import { sumOver } from "./sum-over.js";
 import * as wasm from "./wasm.js";
 import * as webgpu from "./webgpu.js";
 
-type SumOptions = [axes: readonly number[], factor: number, dtype?: DType];
-
 const kernels = {
-  sum: operation("sum", {
-    oracle: (x: Tensor, ...rest: SumOptions) => oracle.reduce("sum", x, ...rest),
-    wasm: (x: Tensor, ...rest: SumOptions) => wasm.reduce("sum", x, ...rest),
-    webgpu: (x: Tensor, ...rest: SumOptions) => webgpu.reduce("sum", x, ...rest),
-  }),
+  sum: sumOver,
   max: operation("max", {
     oracle: (x: Tensor, axes: readonly number[]) => oracle.reduce("max", x, axes),
     wasm: (x: Tensor, axes: readonly number[]) => wasm.reduce("max", x, axes),
@@ -62,11 +56,6 @@ export function sumTo(g: Tensor, shape: Shape): Tensor {
   if (!fits) throw new RangeError(`sumTo: [${g.shape.join(", ")}] is no broadcast of [${shape.join(", ")}]`);
   const axes = [...g.shape.keys()].filter((k) => k < lead || (shape[k - lead] === 1 && g.shape[k] !== 1));
   return sumAxes("sumTo", g, axes, shape);
-}
-
-/** Sums of the columns of g [rows, n]: [n], in f32 whatever g is. Not differentiable. */
-export function columnSums(g: Tensor): Tensor {
-  return reshaped(kernels.sum(g.device, g, [0], 1, "f32"), [g.shape[1]]);
 }
 
 /**
