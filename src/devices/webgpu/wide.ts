@@ -48,6 +48,11 @@ fn store8_${name}(i: u32, a: vec4f, b: vec4f) {
   }`;
 }
 
+/** Lines of WGSL for 0 … count − 1, with names of their own: compilers may keep an array of so many in memory. */
+export function unrolled(count: number, line: (k: number) => string): string {
+  return Array.from({ length: count }, (_, k) => line(k)).join("\n");
+}
+
 /** Whether a tensor's first element lies where a wide binding can begin. */
 export function startsWide(x: Tensor): boolean {
   const { byteOffset } = x.storage as unknown as { byteOffset: number };

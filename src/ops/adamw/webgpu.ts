@@ -6,13 +6,13 @@ import type { AdamWTensors, AdamWUpdate } from "./contract.js";
 const NUMBERS = ["rate", "beta1", "beta2", "epsilon", "decay", "meanFix", "squareFix", "maxNorm", "unscale"] as const;
 
 const UPDATE = `
-fn moved_mean(mean: f32, g: f32) -> f32 { return P.beta1 * mean + (1.0 - P.beta1) * g; }
-fn moved_square(square: f32, g: f32) -> f32 { return P.beta2 * square + (1.0 - P.beta2) * g * g; }
-fn moved(before: f32, mean: f32, square: f32) -> f32 {
+fn moved_mean(mean: Values, g: Values) -> Values { return P.beta1 * mean + (1.0 - P.beta1) * g; }
+fn moved_square(square: Values, g: Values) -> Values { return P.beta2 * square + (1.0 - P.beta2) * g * g; }
+fn moved(before: Values, mean: Values, square: Values) -> Values {
   return before - P.rate * (mean / P.meanFix / (sqrt(square / P.squareFix) + P.epsilon) + P.decay * before);
 }`;
 
-const ONE = `${UPDATE}
+const ONE = `alias Values = f32;${UPDATE}
 fn update(i: u32, shrink: f32) {
   let g = shrink * load_gradient(i);
   let mean = moved_mean(load_mean(i), g);
@@ -24,16 +24,12 @@ fn update(i: u32, shrink: f32) {
   if (ROUNDED) { store_rounded(i, after); }
 }`;
 
-const EIGHT_AT_ONCE = `${UPDATE}
+const EIGHT_AT_ONCE = `alias Values = vec4f;${UPDATE}
 struct Moved { after: vec4f, mean: vec4f, square: vec4f }
 fn moved4(before: vec4f, mean: vec4f, square: vec4f, g: vec4f) -> Moved {
-  var m: Moved;
-  for (var j = 0u; j < 4u; j++) {
-    m.mean[j] = moved_mean(mean[j], g[j]);
-    m.square[j] = moved_square(square[j], g[j]);
-    m.after[j] = moved(before[j], m.mean[j], m.square[j]);
-  }
-  return m;
+  let m = moved_mean(mean, g);
+  let s = moved_square(square, g);
+  return Moved(moved(before, m, s), m, s);
 }
 fn update(i: u32, shrink: f32) {
   let g = load8_gradient(i);

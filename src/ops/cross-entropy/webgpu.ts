@@ -1,7 +1,7 @@
 import type { WebGpuDevice } from "../../devices/webgpu/device.js";
 import { webgpuDevice } from "../../devices/webgpu/device.js";
 import type { KernelSource } from "../../devices/webgpu/kernel.js";
-import { rowsAreWide, WIDE } from "../../devices/webgpu/wide.js";
+import { rowsAreWide, unrolled, WIDE } from "../../devices/webgpu/wide.js";
 import type { DType } from "../../tensor/dtype.js";
 import { empty } from "../../tensor/tensor.js";
 import { type CrossEntropyRows, type LogitsLayout, noClass } from "./contract.js";
@@ -19,16 +19,26 @@ export const logitsInVectors: LogitsLayout = {
   },
 };
 
-const kernel = (dtype: DType, gradient: boolean, wide: boolean): KernelSource => ({
-  name: "cross-entropy",
-  constants: { GRADIENT: gradient, AT_ONCE: wide ? 8 : 1 },
-  tensors: {
-    logits: { dtype, access: gradient ? "write" : "read", wide },
-    targets: { dtype: "i32", access: "read" },
-    losses: { dtype: "f32", access: "write" },
-  },
-  parameters: { rows: "u32", columns: "u32", classes: "u32", scale: "f32" },
-  body: `
+/** What an invocation sees of a row at a time. */
+const COMPONENTS = ["x.a.x", "x.a.y", "x.a.z", "x.a.w", "x.b.x", "x.b.y", "x.b.z", "x.b.w"];
+
+function kernel(dtype: DType, gradient: boolean, wide: boolean): KernelSource {
+  const values = wide ? COMPONENTS : ["x"];
+  const each = (line: (value: string, c: string, j: number) => string) =>
+    unrolled(values.length, (j) => line(values[j], `(c + ${j}u)`, j));
+  const put = wide
+    ? "store8_logits(start + c, vec4f(d_0, d_1, d_2, d_3), vec4f(d_4, d_5, d_6, d_7));"
+    : "store_logits(start + c, d_0);";
+  return {
+    name: "cross-entropy",
+    constants: { GRADIENT: gradient, AT_ONCE: values.length },
+    tensors: {
+      logits: { dtype, access: gradient ? "write" : "read", wide },
+      targets: { dtype: "i32", access: "read" },
+      losses: { dtype: "f32", access: "write" },
+    },
+    parameters: { rows: "u32", columns: "u32", classes: "u32", scale: "f32" },
+    body: `
 var<workgroup> partial: array<f32, 256>;
 var<workgroup> wanted_logit: f32;
 
@@ -52,20 +62,7 @@ fn all_max(value: f32, lane: u32) -> f32 {
   workgroupBarrier();
   return partial[0];
 }
-${
-  wide
-    ? `
-fn values_at(at: u32) -> array<f32, AT_ONCE> {
-  let x = load8_logits(at);
-  return array(x.a.x, x.a.y, x.a.z, x.a.w, x.b.x, x.b.y, x.b.z, x.b.w);
-}
-fn put(at: u32, x: array<f32, AT_ONCE>) {
-  ${gradient ? "store8_logits(at, vec4f(x[0], x[1], x[2], x[3]), vec4f(x[4], x[5], x[6], x[7]));" : ""}
-}`
-    : `
-fn values_at(at: u32) -> array<f32, AT_ONCE> { return array(load_logits(at)); }
-fn put(at: u32, x: array<f32, AT_ONCE>) { ${gradient ? "store_logits(at, x[0]);" : ""} }`
-}
+fn values_at(at: u32) -> ${wide ? "Eight" : "f32"} { return load${wide ? 8 : ""}_logits(at); }
 
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
@@ -80,15 +77,13 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   for (var c = AT_ONCE * lane; c < P.classes; c += AT_ONCE * 256u) {
     let x = values_at(start + c);
     var largest = own;
-    for (var j = 0u; j < AT_ONCE; j++) {
-      if (c + j < P.classes) { largest = max(largest, x[j]); }
-      if (i32(c + j) == wanted) { wanted_logit = x[j]; }
-    }
+    ${each(
+      (value, c) => `if (${c} < P.classes) { largest = max(largest, ${value}); }
+    if (i32(${c}) == wanted) { wanted_logit = ${value}; }`,
+    )}
     sum *= exp(own - largest);
     own = largest;
-    for (var j = 0u; j < AT_ONCE; j++) {
-      if (c + j < P.classes) { sum += exp(x[j] - own); }
-    }
+    ${each((value, c) => `if (${c} < P.classes) { sum += exp(${value} - own); }`)}
   }
   let top = all_max(own, lane);
   let total = all_sum(sum * exp(own - top), lane);
@@ -103,15 +98,15 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   let factor = select(P.scale, 0.0, wanted < 0);
   for (var c = AT_ONCE * lane; c < P.columns; c += AT_ONCE * 256u) {
     let x = values_at(start + c);
-    var d: array<f32, AT_ONCE>;
-    for (var j = 0u; j < AT_ONCE; j++) {
-      let share = exp(x[j] - top) / total - select(0.0, 1.0, i32(c + j) == wanted);
-      d[j] = select(0.0, factor * share, c + j < P.classes);
-    }
-    put(start + c, d);
+    ${each((value, c, j) => {
+      const share = `exp(${value} - top) / total - select(0.0, 1.0, i32(${c}) == wanted)`;
+      return `let d_${j} = select(0.0, factor * (${share}), ${c} < P.classes);`;
+    })}
+    ${gradient ? put : ""}
   }
 }`,
-});
+  };
+}
 
 export const crossEntropyRows: CrossEntropyRows = (logits, targets, classes, scale) => {
   const [rows, columns] = logits.shape;

@@ -1,6 +1,6 @@
 import { webgpuDevice } from "../../devices/webgpu/device.js";
 import type { Binding, KernelSource } from "../../devices/webgpu/kernel.js";
-import { rowsAreWide, WIDE } from "../../devices/webgpu/wide.js";
+import { rowsAreWide, unrolled, WIDE } from "../../devices/webgpu/wide.js";
 import { empty, scope, type Tensor } from "../../tensor/tensor.js";
 import { cast } from "../copy/webgpu.js";
 import { reduce } from "../reduce/webgpu.js";
@@ -8,11 +8,30 @@ import type { NormBackward, NormForward } from "./contract.js";
 
 const read = (x: Tensor, wide = false): Binding => ({ dtype: x.dtype, access: "read", wide });
 
+/** Turns that a lane's share of a row may take for the row to stay in registers. */
+const MOST_TURNS = 8;
+
 /**
- * A row for each 32 lanes, whose elements they keep in registers: eight neighbours at a time, or one where rows do not
- * begin where vectors can. ELEMENTS is 8 or 1, TURNS what a lane has of a row.
+ * A row for each 32 lanes. A lane takes eight neighbours a turn, as two vec4f; where rows do not begin where vectors can,
+ * one element, and FIRST masks the other seven. Every turn's values are variables of their own, because arrays may end up
+ * in memory; long rows are read again instead.
  */
-const ROWS = `
+class RowText {
+  readonly kept: boolean;
+
+  constructor(
+    readonly wide: boolean,
+    readonly turns: number,
+  ) {
+    this.kept = turns <= MOST_TURNS;
+  }
+
+  static of(width: number, wide: boolean): RowText {
+    return new RowText(wide, Math.ceil(width / (32 * (wide ? WIDE : 1))));
+  }
+
+  get head(): string {
+    return `
 var<workgroup> partial: array<vec2f, 256>;
 fn row_sums(value: vec2f, lane: u32) -> vec2f {
   workgroupBarrier();
@@ -24,26 +43,62 @@ fn row_sums(value: vec2f, lane: u32) -> vec2f {
   workgroupBarrier();
   return partial[lane & 224u];
 }
-alias Values = array<f32, ELEMENTS>;
-fn column_of(lane: u32, turn: u32) -> u32 { return ELEMENTS * ((lane & 31u) + 32u * turn); }
+struct Share { a: vec4f, b: vec4f }
+const ZERO = Share(vec4f(), vec4f());
+const FIRST = Share(${this.wide ? "vec4f(1), vec4f(1)" : "vec4f(1, 0, 0, 0), vec4f()"});
+fn total(v: Share) -> f32 { return dot(v.a, vec4f(1)) + dot(v.b, vec4f(1)); }
+fn product(v: Share, w: Share) -> f32 { return dot(v.a, w.a) + dot(v.b, w.b); }
+fn times(v: Share, w: Share) -> Share { return Share(v.a * w.a, v.b * w.b); }
+fn plus(v: Share, w: Share) -> Share { return Share(v.a + w.a, v.b + w.b); }
+fn normal_of(v: Share, mean: f32, rstd: f32) -> Share {
+  return Share((v.a - mean) * rstd * FIRST.a, (v.b - mean) * rstd * FIRST.b);
+}
+fn column_of(lane: u32, turn: u32) -> u32 { return ${this.wide ? WIDE : 1}u * ((lane & 31u) + 32u * turn); }
 `;
-
-/** `values_of_x(i)` and, where it is written, `put_x(i, values)`, whatever ELEMENTS is. */
-function accessors(name: string, wide: boolean, written = false): string {
-  if (!wide) {
-    return `fn values_of_${name}(i: u32) -> Values { return array(load_${name}(i)); }
-${written ? `fn put_${name}(i: u32, v: Values) { store_${name}(i, v[0]); }` : ""}`;
   }
-  return `fn values_of_${name}(i: u32) -> Values {
-  let x = load8_${name}(i);
-  return array(x.a.x, x.a.y, x.a.z, x.a.w, x.b.x, x.b.y, x.b.z, x.b.w);
-}
-${written ? `fn put_${name}(i: u32, v: Values) { store8_${name}(i, vec4f(v[0], v[1], v[2], v[3]), vec4f(v[4], v[5], v[6], v[7])); }` : ""}`;
-}
 
-function shares(width: number, wide: boolean): { ELEMENTS: number; TURNS: number } {
-  const ELEMENTS = wide ? WIDE : 1;
-  return { ELEMENTS, TURNS: Math.ceil(width / (32 * ELEMENTS)) };
+  /** `share_of_x(i)` and, where it is written, `put_x(i, share)`. */
+  accessors(name: string, written = false): string {
+    return this.wide
+      ? `fn share_of_${name}(i: u32) -> Share { let x = load8_${name}(i); return Share(x.a, x.b); }
+${written ? `fn put_${name}(i: u32, v: Share) { store8_${name}(i, v.a, v.b); }` : ""}`
+      : `fn share_of_${name}(i: u32) -> Share { return Share(vec4f(load_${name}(i), 0, 0, 0), vec4f()); }
+${written ? `fn put_${name}(i: u32, v: Share) { store_${name}(i, v.a.x); }` : ""}`;
+  }
+
+  /** Reads the share of x's row from `start` on that the lane keeps. */
+  get keep(): string {
+    if (!this.kept) return "";
+    return unrolled(
+      this.turns,
+      (t) => `let c_${t} = column_of(lane, ${t}u);
+let here_${t} = alive && c_${t} < P.width;
+var v_${t} = ZERO;
+if (here_${t}) { v_${t} = share_of_x(start + c_${t}); }`,
+    );
+  }
+
+  /** What happens on each turn: `body` is made of names of x's share, of its column and of the turn. */
+  each(body: (v: string, c: string, turn: string) => string): string {
+    if (this.kept) {
+      return unrolled(this.turns, (t) => `if (here_${t}) { ${body(`v_${t}`, `c_${t}`, String(t))} }`);
+    }
+    return `for (var turn = 0u; turn < ${this.turns}u; turn++) {
+  let c = column_of(lane, turn);
+  if (alive && c < P.width) { let v = share_of_x(start + c); ${body("v", "c", "turn")} }
+}`;
+  }
+
+  /** Sums that a lane keeps of each turn, from row to row. */
+  sums(name: string): { declared: string; at: (turn: string) => string } {
+    if (this.kept) {
+      return {
+        declared: unrolled(this.turns, (t) => `var ${name}_${t} = ZERO;`),
+        at: (turn) => `${name}_${turn}`,
+      };
+    }
+    return { declared: `var ${name}: array<Share, ${this.turns}>;`, at: (turn) => `${name}[${turn}]` };
+  }
 }
 
 export const normForward: NormForward = ({ rows, width, epsilon, centered, dtype }, { x, weight, bias }) => {
@@ -51,9 +106,11 @@ export const normForward: NormForward = ({ rows, width, epsilon, centered, dtype
   const output = empty(x.shape, device, dtype);
   const statistics = empty([rows, 2], device, "f32");
   const wide = rowsAreWide(width, x, weight, bias);
+  const row = RowText.of(width, wide);
+  const shifted = (value: string, c: string) => (bias ? `plus(${value}, share_of_bias(${c}))` : value);
   const source: KernelSource = {
     name: "norm",
-    constants: { CENTERED: centered, BIAS: bias !== undefined, ...shares(width, wide) },
+    constants: { CENTERED: centered, TURNS: row.turns },
     tensors: {
       x: read(x, wide),
       weight: read(weight, wide),
@@ -62,50 +119,32 @@ export const normForward: NormForward = ({ rows, width, epsilon, centered, dtype
       result: { dtype, access: "write", wide },
     },
     parameters: { rows: "u32", width: "u32", epsilon: "f32" },
-    body: `${ROWS}
-${accessors("x", wide)}
-${accessors("weight", wide)}
-${bias ? accessors("bias", wide) : "fn values_of_bias(i: u32) -> Values { return Values(); }"}
-${accessors("result", wide, true)}
-var<private> row_values: array<Values, TURNS>;
+    body: `${row.head}
+${row.accessors("x")}
+${row.accessors("weight")}
+${bias ? row.accessors("bias") : ""}
+${row.accessors("result", true)}
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
         @builtin(local_invocation_index) lane: u32) {
   let row = (id.x + id.y * groups.x) * 8u + lane / 32u;
   let alive = row < P.rows;
   let start = row * P.width;
-  var sum = 0.0;
-  for (var turn = 0u; turn < TURNS; turn++) {
-    let c = column_of(lane, turn);
-    if (!alive || c >= P.width) { continue; }
-    let v = values_of_x(start + c);
-    row_values[turn] = v;
-    for (var j = 0u; j < ELEMENTS; j++) { sum += v[j]; }
-  }
+  ${row.keep}
   var mean = 0.0;
-  if (CENTERED) { mean = row_sums(vec2f(sum, 0.0), lane).x / f32(P.width); }
+  if (CENTERED) {
+    var sum = 0.0;
+    ${row.each((v) => `sum += total(${v});`)}
+    mean = row_sums(vec2f(sum, 0.0), lane).x / f32(P.width);
+  }
   var squares = 0.0;
-  for (var turn = 0u; turn < TURNS; turn++) {
-    let c = column_of(lane, turn);
-    if (!alive || c >= P.width) { continue; }
-    let v = row_values[turn];
-    for (var j = 0u; j < ELEMENTS; j++) { squares += (v[j] - mean) * (v[j] - mean); }
-  }
+  ${row.each((v) => `let off = normal_of(${v}, mean, 1.0); squares += product(off, off);`)}
   let rstd = 1.0 / sqrt(row_sums(vec2f(squares, 0.0), lane).x / f32(P.width) + P.epsilon);
-  if (!alive) { return; }
-  if ((lane & 31u) == 0u) { store2_statistics(2u * row, mean, rstd); }
-  for (var turn = 0u; turn < TURNS; turn++) {
-    let c = column_of(lane, turn);
-    if (c >= P.width) { continue; }
-    var v = row_values[turn];
-    let w = values_of_weight(c);
-    let b = values_of_bias(c);
-    for (var j = 0u; j < ELEMENTS; j++) {
-      v[j] = (v[j] - mean) * rstd * w[j];
-      if (BIAS) { v[j] += b[j]; }
-    }
-    put_result(start + c, v);
-  }
+  if (alive && (lane & 31u) == 0u) { store2_statistics(2u * row, mean, rstd); }
+  ${row.each((v, c) => {
+    const scaled = `times(normal_of(${v}, mean, rstd), share_of_weight(${c}))`;
+    return `put_result(start + ${c}, ${shifted(scaled, c)});`;
+  })}
 }`,
   };
   device.dispatch(source, {
@@ -126,9 +165,20 @@ export const normBackward: NormBackward = ({ rows, width, centered }, { x, weigh
     const wide = rowsAreWide(width, x, weight, dOutput);
     const parts = Math.max(1, Math.min(MOST_PARTS, Math.ceil(rows / 8)));
     const partials = empty([parts, 2, width], device, "f32");
+    const row = RowText.of(width, wide);
+    const [weights, biases] = [row.sums("weights"), row.sums("biases")];
+    const gather = (turn: string) => `{
+    let c = column_of(lane, u32(${turn}));
+    let weight_sums = eight_rows(${weights.at(turn)}, lane);
+    let bias_sums = eight_rows(${biases.at(turn)}, lane);
+    if (lane < 32u && c < P.width) {
+      put_partials(2u * id.x * P.width + c, weight_sums);
+      put_partials((2u * id.x + 1u) * P.width + c, bias_sums);
+    }
+  }`;
     const source: KernelSource = {
       name: "norm-backward",
-      constants: { CENTERED: centered, PARTS: parts, ...shares(width, wide) },
+      constants: { CENTERED: centered, PARTS: parts, TURNS: row.turns },
       tensors: {
         x: read(x, wide),
         weight: read(weight, wide),
@@ -138,79 +188,58 @@ export const normBackward: NormBackward = ({ rows, width, centered }, { x, weigh
         partials: { dtype: "f32", access: "write", wide },
       },
       parameters: { rows: "u32", width: "u32", turns: "u32" },
-      body: `${ROWS}
-${accessors("x", wide)}
-${accessors("weight", wide)}
-${accessors("dOutput", wide)}
-${accessors("dX", wide, true)}
-${accessors("partials", wide, true)}
-var<workgroup> shared_values: array<Values, 256>;
-var<private> normal: array<Values, TURNS>;
-var<private> upstream: array<Values, TURNS>;
-var<private> weights: array<Values, TURNS>;
-var<private> biases: array<Values, TURNS>;
+      body: `${row.head}
+${row.accessors("x")}
+${row.accessors("weight")}
+${row.accessors("dOutput")}
+${row.accessors("dX", true)}
+${row.accessors("partials", true)}
+var<workgroup> shared_sums: array<Share, 256>;
 
 // The sum over the workgroup's eight rows, for its first 32 lanes.
-fn eight_rows(value: Values, lane: u32) -> Values {
+fn eight_rows(value: Share, lane: u32) -> Share {
   workgroupBarrier();
-  shared_values[lane] = value;
+  shared_sums[lane] = value;
   workgroupBarrier();
-  var total = shared_values[lane & 31u];
-  for (var n = 1u; n < 8u; n++) {
-    for (var j = 0u; j < ELEMENTS; j++) { total[j] += shared_values[(lane & 31u) + 32u * n][j]; }
-  }
-  return total;
+  var sum = ZERO;
+  for (var n = 0u; n < 8u; n++) { sum = plus(sum, shared_sums[(lane & 31u) + 32u * n]); }
+  return sum;
 }
 
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane: u32) {
+  ${weights.declared}
+  ${biases.declared}
   for (var n = 0u; n < P.turns; n++) {
     let row = (n * PARTS + id.x) * 8u + lane / 32u;
     let alive = row < P.rows;
     let start = row * P.width;
     var mean = 0.0;
     var rstd = 0.0;
+    if (alive) { mean = load_statistics(2u * row); rstd = load_statistics(2u * row + 1u); }
+    ${row.keep}
     var sums = vec2f(0);
-    if (alive) {
-      mean = load_statistics(2u * row);
-      rstd = load_statistics(2u * row + 1u);
-      for (var turn = 0u; turn < TURNS; turn++) {
-        let c = column_of(lane, turn);
-        if (c >= P.width) { continue; }
-        var v = values_of_x(start + c);
-        var g = values_of_dOutput(start + c);
-        let w = values_of_weight(c);
-        for (var j = 0u; j < ELEMENTS; j++) {
-          v[j] = (v[j] - mean) * rstd;
-          weights[turn][j] += g[j] * v[j];
-          biases[turn][j] += g[j];
-          g[j] *= w[j];
-          sums += vec2f(g[j], g[j] * v[j]);
-        }
-        normal[turn] = v;
-        upstream[turn] = g;
-      }
-    }
+    ${row.each(
+      (v, c, turn) => `
+      let normal = normal_of(${v}, mean, rstd);
+      let d = share_of_dOutput(start + ${c});
+      ${weights.at(turn)} = plus(${weights.at(turn)}, times(d, normal));
+      ${biases.at(turn)} = plus(${biases.at(turn)}, d);
+      let g = times(d, share_of_weight(${c}));
+      sums += vec2f(total(g), product(g, normal));`,
+    )}
     let means = row_sums(sums, lane) / f32(P.width);
-    for (var turn = 0u; turn < TURNS; turn++) {
-      let c = column_of(lane, turn);
-      if (!alive || c >= P.width) { continue; }
-      var d = upstream[turn];
-      for (var j = 0u; j < ELEMENTS; j++) {
-        d[j] = rstd * (d[j] - select(0.0, means.x, CENTERED) - normal[turn][j] * means.y);
-      }
-      put_dX(start + c, d);
-    }
+    ${row.each(
+      (v, c) => `
+      let normal = normal_of(${v}, mean, rstd);
+      let g = times(share_of_dOutput(start + ${c}), share_of_weight(${c}));
+      let shift = select(0.0, means.x, CENTERED);
+      put_dX(start + ${c}, Share(
+        rstd * (g.a - shift - normal.a * means.y),
+        rstd * (g.b - shift - normal.b * means.y)));`,
+    )}
   }
-  for (var turn = 0u; turn < TURNS; turn++) {
-    let weight_sums = eight_rows(weights[turn], lane);
-    let bias_sums = eight_rows(biases[turn], lane);
-    let c = column_of(lane, turn);
-    if (lane < 32u && c < P.width) {
-      put_partials(2u * id.x * P.width + c, weight_sums);
-      put_partials((2u * id.x + 1u) * P.width + c, bias_sums);
-    }
-  }
+  ${row.kept ? unrolled(row.turns, (t) => gather(String(t))) : `for (var turn = 0u; turn < TURNS; turn++) ${gather("turn")}`}
 }`,
     };
     device.dispatch(source, {

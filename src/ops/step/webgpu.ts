@@ -52,18 +52,26 @@ const readKernel = (q: Tensor, degree: number, columns: number, atOnce: number):
   body: `${MONOMIALS}
 // Invocations side by side share a row of s; slices of them take a feature each.
 const SLICES = 256u / ACROSS;
-alias Values = array<f32, AT_ONCE>;
+${
+  atOnce > 1
+    ? `alias Values = Eight;
+const NOTHING = Eight(vec4f(), vec4f());
+fn values_of_s(i: u32) -> Values { return load8_s(i); }
+fn plus(x: Values, y: Values) -> Values { return Eight(x.a + y.a, x.b + y.b); }
+fn times(factor: f32, x: Values) -> Values { return Eight(factor * x.a, factor * x.b); }
+fn put(to: u32, x: Values) {
+  for (var j = 0u; j < 4u; j++) { store_results(to + j, x.a[j]); store_results(to + 4u + j, x.b[j]); }
+}`
+    : `alias Values = f32;
+const NOTHING = 0.0;
+fn values_of_s(i: u32) -> Values { return load_s(i); }
+fn plus(x: Values, y: Values) -> Values { return x + y; }
+fn times(factor: f32, x: Values) -> Values { return factor * x; }
+fn put(to: u32, x: Values) { store_results(to, x); }`
+}
 var<workgroup> phi: array<f32, PART>;
 var<workgroup> z_terms: array<f32, PART>;
 var<workgroup> sums: array<Values, 256>;
-${
-  atOnce > 1
-    ? `fn values_of_s(i: u32) -> Values {
-  let x = load8_s(i);
-  return array(x.a.x, x.a.y, x.a.z, x.a.w, x.b.x, x.b.y, x.b.z, x.b.w);
-}`
-    : "fn values_of_s(i: u32) -> Values { return array(load_s(i)); }"
-}
 
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane: u32) {
@@ -89,27 +97,22 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane:
       z_terms[lane] = value * zOwn;
     }
     workgroupBarrier();
-    var sum = Values();
+    var sum: Values = NOTHING;
     if (column < P.valueDim) {
       for (var f = slice; f < count; f += SLICES) {
-        let x = values_of_s((state + first + f) * P.valueDim + column);
-        for (var j = 0u; j < AT_ONCE; j++) { sum[j] += phi[f] * x[j]; }
+        sum = plus(sum, times(phi[f], values_of_s((state + first + f) * P.valueDim + column)));
       }
     }
     sums[lane] = sum;
     for (var reach = max(SLICES, PART) / 2u; reach > 0u; reach /= 2u) {
       workgroupBarrier();
-      if (slice < reach && slice + reach < SLICES) {
-        for (var j = 0u; j < AT_ONCE; j++) { sums[lane][j] += sums[lane + reach * ACROSS][j]; }
-      }
+      if (slice < reach && slice + reach < SLICES) { sums[lane] = plus(sums[lane], sums[lane + reach * ACROSS]); }
       if (lane < reach && lane + reach < PART) { z_terms[lane] += z_terms[lane + reach]; }
     }
     workgroupBarrier();
     let row = (b * P.tokens + token) * P.heads * P.group + queryHead;
     let to = (id.x * P.rows + row) * (P.valueDim + 1u);
-    if (slice == 0u && column < P.valueDim) {
-      for (var j = 0u; j < AT_ONCE; j++) { store_results(to + column + j, sums[lane][j]); }
-    }
+    if (slice == 0u && column < P.valueDim) { put(to + column, sums[lane]); }
     if (lane == 0u) { store_results(to + P.valueDim, z_terms[0]); }
   }
 }`,
