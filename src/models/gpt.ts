@@ -134,6 +134,7 @@ export type GPTCache = AttentionCache[];
 export class GPT extends Module {
   readonly tokens: Embedding;
   readonly positions: Tensor | undefined;
+  readonly rotary: RotaryEmbedding | undefined;
   readonly blocks: Block[];
   readonly norm: LayerNorm | RMSNorm;
 
@@ -148,17 +149,18 @@ export class GPT extends Module {
     this.tokens = new Embedding(vocabSize, nEmbd, options);
     this.positions =
       positions === "learned" ? normalParameter([contextLength, nEmbd], 0.02, { ...options, dtype: "f32" }) : undefined;
-    const rotary = positions === "rotary" ? new RotaryEmbedding(headSize, options.device) : undefined;
+    this.rotary = positions === "rotary" ? new RotaryEmbedding(headSize, options.device) : undefined;
     // Each block adds twice to the residual stream; its share at the start is scaled so that the sum is not.
     const outDeviation = 0.02 / Math.sqrt(2 * nLayer);
     const block = { ...config, chunkSize: chunkSize === 0 ? undefined : chunkSize, outDeviation };
-    this.blocks = Array.from({ length: nLayer }, () => new Block(block, options, rotary));
+    this.blocks = Array.from({ length: nLayer }, () => new Block(block, options, this.rotary));
     this.norm = norm === "rms" ? new RMSNorm(nEmbd, options) : new LayerNorm(nEmbd, { ...options, bias });
   }
 
   /** ids [B, T] to the last hidden states [B, T, nEmbd]. */
   hidden(ids: Tensor, { caches, recompute: again = false }: { caches?: GPTCache; recompute?: boolean } = {}): Tensor {
     const start = caches?.[0].tokens ?? 0;
+    this.rotary?.angles(start, ids.shape[1]);
     let x = this.tokens.forward(ids, "f32");
     if (this.positions) {
       const end = start + ids.shape[1];
