@@ -30,7 +30,11 @@ async function startDawn(): Promise<GPU | undefined> {
   for (const [key, value] of Object.entries(module.globals)) {
     if (!(key in globalThis)) Object.defineProperty(globalThis, key, { value, configurable: true, writable: true });
   }
-  return module.create([`enable-dawn-features=${DAWN_TOGGLES.join(",")}`]) as GPU;
+  // Timestamps are rounded to 0.1 ms otherwise, a guard that pages need and Node does not.
+  return module.create([
+    `enable-dawn-features=${DAWN_TOGGLES.join(",")}`,
+    "disable-dawn-features=timestamp_quantization",
+  ]) as GPU;
 }
 
 /** The browser's WebGPU, or Dawn in Node where the package `webgpu` is installed. */

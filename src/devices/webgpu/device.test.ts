@@ -98,6 +98,17 @@ describeOnGpu("the webgpu device", () => {
     expect(device.memory().reserved).toBe(reserved);
   });
 
+  test("tells the GPU time of kernels by name", async () => {
+    const x = tensor(new Float32Array(100_000), undefined, { device });
+    const { gpuMs, kernels } = await device.profile(() => {
+      for (let k = 0; k < 3; k++) scale(x, 2);
+    });
+    expect(kernels.map(({ name, count }) => [name, count])).toEqual([["scaled", 3]]);
+    expect(kernels[0].ms).toBeGreaterThan(0);
+    expect(gpuMs).toBeGreaterThanOrEqual(kernels[0].ms);
+    expect((await device.profile(() => {})).kernels).toEqual([]);
+  });
+
   test("shows the lines of a shader that does not compile, at the next read, and works on", async () => {
     const x = tensor([1], [1], { device });
     const broken = { ...scaled("f32", false, "fn f() -> f32 { return 1u; }"), name: "broken" };

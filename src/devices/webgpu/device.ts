@@ -13,6 +13,7 @@ import { describeAdapter, findAdapter, requestDevice } from "./adapter.js";
 import { explainCompilation, type KernelSource, kernelKey, originField, shaderOf } from "./kernel.js";
 import { type MatrixUnits, matrixUnits } from "./matrix-units.js";
 import { BufferPool, poolSize } from "./pool.js";
+import { type GpuProfile, Profile } from "./profile.js";
 import { Recorder } from "./recorder.js";
 
 export interface WebGpuOptions {
@@ -293,6 +294,28 @@ export class WebGpuDevice extends Device {
   flush(): void {
     this.#throwIfLost();
     this.#recorder.submit();
+  }
+
+  /**
+   * GPU time of all that `run` dispatches, by timestamp queries; what was recorded before runs first.
+   * @throws Error where the adapter has no timestamp queries
+   */
+  async profile(run: () => unknown): Promise<GpuProfile> {
+    if (!this.gpu.features.has("timestamp-query")) {
+      throw new Error(
+        `profile: ${this.description} has no timestamp queries; measure wall time between two sync() instead`,
+      );
+    }
+    await this.sync();
+    const profile = new Profile(this.gpu);
+    this.#recorder.profile = profile;
+    try {
+      await run();
+      await this.sync();
+    } finally {
+      this.#recorder.profile = undefined;
+    }
+    return profile.result();
   }
 
   memory(): DeviceMemory {

@@ -1,4 +1,4 @@
-import type { DType } from "../../tensor/dtype.js";
+import { DTYPE_BYTES, type DType } from "../../tensor/dtype.js";
 
 export type Access = "read" | "write";
 
@@ -6,6 +6,8 @@ export type Access = "read" | "write";
 export interface Binding {
   dtype: DType;
   access: Access;
+  /** Seen sixteen bytes at a time: `load4_x(n)` and `store4_x(n, vec4u)`, counted in such vectors, instead of elements. */
+  vectors?: boolean;
 }
 
 /**
@@ -25,7 +27,9 @@ export interface KernelSource {
 
 /** The pipeline's name in the cache: everything that its text depends on. */
 export function kernelKey({ name, constants, tensors }: KernelSource): string {
-  const types = Object.entries(tensors).map(([tensor, { dtype, access }]) => `${tensor}:${dtype}:${access}`);
+  const types = Object.entries(tensors).map(
+    ([tensor, { dtype, access, vectors }]) => `${tensor}:${dtype}:${access}${vectors ? ":vectors" : ""}`,
+  );
   return `${name}|${Object.values(constants).join()}|${types.join()}`;
 }
 
@@ -73,10 +77,18 @@ fn value_f16(word: u32, odd: u32) -> f32 {
 }`,
 };
 
-function accessors(name: string, { dtype, access }: Binding, binding: number): string {
+function accessors(name: string, { dtype, access, vectors }: Binding, binding: number): string {
   const variable = (type: string) =>
     `@group(0) @binding(${binding}) var<storage, ${access === "read" ? "read" : "read_write"}> ${name}: array<${type}>;`;
   const at = `P.${originField(name)} + i`;
+  if (vectors) {
+    const place = `P.${originField(name)} / ${16 / DTYPE_BYTES[dtype]}u + n`;
+    return `
+${variable("vec4u")}
+fn load4_${name}(n: u32) -> vec4u { return ${name}[${place}]; }${
+      access === "read" ? "" : `\nfn store4_${name}(n: u32, value: vec4u) { ${name}[${place}] = value; }`
+    }`;
+  }
   if (dtype === "f32" || dtype === "i32") {
     return `
 ${variable(dtype)}
