@@ -58,7 +58,8 @@ export function describeGpu({ gpu, matrixUnits }: WebGpuDevice): GpuDescription 
 export function commit(given: string | undefined): string {
   if (given !== undefined) return given;
   try {
-    const git = (...args: string[]) => execFileSync("git", args, { encoding: "utf8", stdio: ["ignore", "pipe", "ignore"] });
+    const git = (...args: string[]) =>
+      execFileSync("git", args, { encoding: "utf8", stdio: ["ignore", "pipe", "ignore"] });
     const changed = git("status", "--porcelain", "--untracked-files=no").trim() === "" ? "" : " with changes";
     return git("rev-parse", "--short", "HEAD").trim() + changed;
   } catch {

@@ -19,10 +19,10 @@ export interface LinePlot {
 }
 
 /** Okabe and Ito's colours, which people with any colour vision can tell apart, darkened where white would swallow them. */
-const COLORS = ["#0072b2", "#d55e00", "#009e73", "#a0468c", "#3d3d3d", "#b58900", "#56a3d9", "#8c564b"];
+export const COLORS = ["#0072b2", "#d55e00", "#009e73", "#a0468c", "#3d3d3d", "#b58900", "#56a3d9", "#8c564b"];
 const SYMBOLS = ["circle", "rect", "triangle", "diamond", "emptyCircle", "emptyRect", "emptyTriangle", "emptyDiamond"];
-const INK = "#1f2937";
-const FONT = "system-ui, -apple-system, 'Segoe UI', sans-serif";
+export const INK = "#1f2937";
+export const FONT = "system-ui, -apple-system, 'Segoe UI', sans-serif";
 const [HEIGHT, PLOT_WIDTH] = [420, 640];
 
 function axis(name: string, values: readonly number[], log: boolean) {

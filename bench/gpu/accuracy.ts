@@ -55,7 +55,13 @@ export const gpuAccuracy: Question = {
     const cases = [
       { label: "2 heads", shape: small, degree: 2, gateBias: 2, against: "float64" },
       { label: "2 heads, gates near 1", shape: small, degree: 2, gateBias: 6.9, against: "float64" },
-      { label: "p=4, d=16", shape: { ...small, headDim: 16, valueDim: 16 }, degree: 4, gateBias: 6.9, against: "float64" },
+      {
+        label: "p=4, d=16",
+        shape: { ...small, headDim: 16, valueDim: 16 },
+        degree: 4,
+        gateBias: 6.9,
+        against: "float64",
+      },
       { label: "8 heads, gates near 1", shape: large, degree: 2, gateBias: 6.9, against: "f32 on the CPU" },
     ] as const;
     for (const { label, shape, degree, gateBias, against } of cases) {

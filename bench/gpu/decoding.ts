@@ -57,13 +57,29 @@ export const gpuDecoding: Question = {
         const target = unlessQuick(context, { atLeast: 250, aim: 600 });
         const { spread } = timing.wall;
         figures.push({ name, value: rate, unit: "tokens/s", spread, floor: floor && 1000 / floor, ...target });
-        rows.push([name, timing.wall.mean, timing.wall.median, timing.gpu?.median ?? "", floor ?? "", bytes / 2 ** 20, readRate]);
+        rows.push([
+          name,
+          timing.wall.mean,
+          timing.wall.median,
+          timing.gpu?.median ?? "",
+          floor ?? "",
+          bytes / 2 ** 20,
+          readRate,
+        ]);
         profiles.push({ name, kernels: timing.kernels });
       });
     }
     for (const cache of caches) cache.dispose();
     model.dispose();
-    const columns = ["what", "wall ms a token", "median", "GPU ms, median", "floor, ms", "state, MiB", "prompt tokens/s"];
+    const columns = [
+      "what",
+      "wall ms a token",
+      "median",
+      "GPU ms, median",
+      "floor, ms",
+      "state, MiB",
+      "prompt tokens/s",
+    ];
     return { figures, table: { columns, rows }, failures, profiles };
   },
 };

@@ -32,7 +32,14 @@ const made = performance.now();
 const first = await call();
 const second = await call();
 process.stdout.write(
-  JSON.stringify({ node: start, imported: imported - start, device: ready - imported, inputs: made - ready, first, second }),
+  JSON.stringify({
+    node: start,
+    imported: imported - start,
+    device: ready - imported,
+    inputs: made - ready,
+    first,
+    second,
+  }),
 );
 // A device keeps no process alive, but a driver's threads may take their time.
 device.dispose();

@@ -34,7 +34,8 @@ function freshProcess(child: string, args: readonly string[]): Record<Steps, num
         MESA_SHADER_CACHE_DISABLE: "true",
       },
     });
-    if (status !== 0) throw new Error(`the child process ended with ${status ?? signal}: ${stderr.trim().slice(-2000)}`);
+    if (status !== 0)
+      throw new Error(`the child process ended with ${status ?? signal}: ${stderr.trim().slice(-2000)}`);
     return JSON.parse(stdout);
   } finally {
     rmSync(home, { recursive: true, force: true });
@@ -43,7 +44,8 @@ function freshProcess(child: string, args: readonly string[]): Record<Steps, num
 
 export const gpuFirstResult: Question = {
   name: "gpu-first-result",
-  question: "How soon is the first result there in a fresh process, no shader cached? (T=65,536, 8 heads, d=64, p=2, bf16)",
+  question:
+    "How soon is the first result there in a fresh process, no shader cached? (T=65,536, 8 heads, d=64, p=2, bf16)",
   target: "3 s without making the inputs, aim 1 s",
   on: ["webgpu"],
   async run(context) {

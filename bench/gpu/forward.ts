@@ -21,7 +21,12 @@ export async function timeLengths(
     figures.push(...timeFigures(time, length === LENGTHS[0] ? unlessQuick(context, target) : {}));
     if (length === LENGTHS[0] || times[0].name === name) continue;
     const value = 100 * (time.ms / times[0].ms - 1);
-    figures.push({ name: `${name} against ${times[0].name}`, value, unit: "%", ...unlessQuick(context, { atMost: 10 }) });
+    figures.push({
+      name: `${name} against ${times[0].name}`,
+      value,
+      unit: "%",
+      ...unlessQuick(context, { atMost: 10 }),
+    });
   }
   return { figures, ...powerTable(times), failures, notes: { dtype: "bf16", heads: 8, headDim: 64, degree: 2 } };
 }

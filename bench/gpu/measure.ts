@@ -6,8 +6,10 @@ import { type Timing, timing } from "../measure.js";
 export interface GpuTiming {
   /** From the call to its end on the GPU, by the host's clock. */
   wall: Timing;
-  /** The kernels' own time; undefined where the adapter has no timestamps. */
+  /** From the first kernel's beginning to the last one's end, by timestamps; undefined where there are none. */
   gpu?: Timing;
+  /** Milliseconds inside kernels, of the same call as `kernels`: what is missing to `gpu` is waiting between them. */
+  busy?: number;
   /** Of the profiled call whose time is the median's. */
   kernels: KernelTime[];
 }
@@ -44,5 +46,6 @@ export async function measureGpu(
   while (profiles.length < count) profiles.push(await device.profile(run));
   profiles.sort((a, b) => a.gpuMs - b.gpuMs);
   const kernels = [...profiles[profiles.length >> 1].kernels].sort((a, b) => b.ms - a.ms);
-  return { wall: timing(wall), gpu: timing(profiles.map(({ gpuMs }) => gpuMs)), kernels };
+  const busy = kernels.reduce((sum, { ms }) => sum + ms, 0);
+  return { wall: timing(wall), gpu: timing(profiles.map(({ gpuMs }) => gpuMs)), busy, kernels };
 }

@@ -88,13 +88,26 @@ export function timeFigures(
   return [...figure(first, { ...target, floor }), ...(first === "gpu" ? figure("wall", {}) : [])];
 }
 
-const COLUMNS = ["what", "chunk", "GPU ms", "wall ms", "runs", "TFLOP", "GB", "TFLOP/s", "floor, ms", "of the floor, %"];
+const COLUMNS = [
+  "what",
+  "chunk",
+  "GPU ms",
+  "in kernels",
+  "wall ms",
+  "runs",
+  "TFLOP",
+  "GB",
+  "TFLOP/s",
+  "floor, ms",
+  "of the floor, %",
+];
 
 export function powerTable(times: readonly PowerTime[]): Pick<Result, "table" | "profiles"> {
   const rows = times.map(({ name, chunkSize, timing, ms, operations, bytes, rate, floor }) => [
     name,
     chunkSize === null ? "quadratic" : String(chunkSize),
     timing.gpu?.median ?? "",
+    timing.busy ?? "",
     timing.wall.median,
     String(timing.wall.runs),
     operations / 1e12,

@@ -28,7 +28,13 @@ export const gpuShapes: Question = {
         else if (base) {
           const target = unlessQuick(context, { atLeast: 60, aim: 100 });
           const value = (100 * time.rate) / base.rate;
-          figures.push({ name: `${name}: rate against d=64`, value, unit: "%", spread: time.timing.wall.spread, ...target });
+          figures.push({
+            name: `${name}: rate against d=64`,
+            value,
+            unit: "%",
+            spread: time.timing.wall.spread,
+            ...target,
+          });
         }
       }
     }

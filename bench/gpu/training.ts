@@ -11,7 +11,13 @@ import { floorOf, ratesOf } from "./rates.js";
 const RATES = { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weightDecay: 0.1, clip: 1 };
 
 /** Updates as the training loop makes them: forward, backward, global norm, AdamW on f32 masters, and the loss read. */
-async function timeSteps(model: GPT, optimizer: AdamW, batch: number, time: number, rounds: number): Promise<GpuTiming> {
+async function timeSteps(
+  model: GPT,
+  optimizer: AdamW,
+  batch: number,
+  time: number,
+  rounds: number,
+): Promise<GpuTiming> {
   const { vocabSize } = model.config;
   const ids = Int32Array.from({ length: batch * time + 1 }, (_, k) => Math.imul(k, 2654435761) >>> 0).map(
     (bits) => (bits >>> 8) % vocabSize,
@@ -46,7 +52,8 @@ function casesOf({ quick }: Context, attention: "power" | "softmax"): Case[] {
 export const gpuTraining: Question = {
   name: "gpu-training",
   question: "How fast does GPT-2 124M train? (bf16 with f32 master weights, AdamW, T=1,024, B=16, and longer at B=1)",
-  target: "120,000 tokens/s at T=1,024, aim 250,000; power attention at T=16,384 and 65,536 within 15 % of its own there",
+  target:
+    "120,000 tokens/s at T=1,024, aim 250,000; power attention at T=16,384 and 65,536 within 15 % of its own there",
   on: ["webgpu"],
   async run(context) {
     const failures: string[] = [];
@@ -77,11 +84,24 @@ export const gpuTraining: Question = {
             figures.push({ name, value: rate, unit: "tokens/s", spread: timing.wall.spread, floor: most, ...target });
             if (base !== undefined) {
               const value = 100 * (rate / base - 1);
-              figures.push({ name: `${name}: rate against T=1,024`, value, unit: "%", ...unlessQuick(context, { atLeast: -15 }) });
+              figures.push({
+                name: `${name}: rate against T=1,024`,
+                value,
+                unit: "%",
+                ...unlessQuick(context, { atLeast: -15 }),
+              });
             }
             base ??= rate;
             const memory = device.memory().peak / 2 ** 30;
-            rows.push([name, rate, timing.wall.median, timing.gpu?.median ?? "", operations / 1e12, floor ?? "", memory]);
+            rows.push([
+              name,
+              rate,
+              timing.wall.median,
+              timing.gpu?.median ?? "",
+              operations / 1e12,
+              floor ?? "",
+              memory,
+            ]);
             profiles.push({ name, kernels: timing.kernels });
           });
         }
