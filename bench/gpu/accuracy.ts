@@ -62,7 +62,13 @@ export const gpuAccuracy: Question = {
         gateBias: 6.9,
         against: "float64",
       },
-      { label: "8 heads, gates near 1", shape: large, degree: 2, gateBias: 6.9, against: "f32 on the CPU" },
+      {
+        label: `${large.heads} heads, gates near 1`,
+        shape: large,
+        degree: 2,
+        gateBias: 6.9,
+        against: "f32 on the CPU",
+      },
     ] as const;
     for (const { label, shape, degree, gateBias, against } of cases) {
       const name = `T=${shape.tokens.toLocaleString("en")}, ${label}`;

@@ -8,11 +8,18 @@ import { floorOf, ratesOf } from "./rates.js";
 
 export type GpuShape = Omit<Shape, "chunkSize">;
 
-/** The problem that most rows are about: 65,536 tokens in all, 8 heads of 64, degree 2. */
+/** The problem that most rows are about: 65,536 tokens in all, 8 heads of 64, degree 2; at toy sizes, all of it small. */
 export function gpuShape({ quick }: Context, tokens: number, rest: Partial<GpuShape> = {}): GpuShape {
-  const whole = { queryHeads: 8, heads: 8, headDim: 64, valueDim: 64, degree: 2, ...rest };
-  const [total, T] = quick ? [512, tokens / 128] : [65536, tokens];
-  return { batch: total / T, tokens: T, ...whole };
+  const shape = { queryHeads: 8, heads: 8, headDim: 64, valueDim: 64, degree: 2, ...rest };
+  if (!quick) return { batch: 65536 / tokens, tokens, ...shape };
+  const { queryHeads, heads, headDim, valueDim, degree } = shape;
+  const small = {
+    queryHeads: queryHeads / 4,
+    heads: Math.ceil(heads / 4),
+    headDim: headDim / 4,
+    valueDim: valueDim / 4,
+  };
+  return { batch: 65536 / tokens, tokens: tokens / 256, ...small, degree };
 }
 
 export interface PowerCase {

@@ -15,7 +15,7 @@ let peer: Peer;
 
 async function start(name: "tfjs" | "jax-js", backend: "wasm" | "webgpu", threads: number): Promise<Peer> {
   if (backend === "webgpu") await installWebGpu();
-  if (name === "tfjs") return (await import("./tfjs.js")).tfjsPeer();
+  if (name === "tfjs") return (await import("./tfjs.js")).tfjsPeer(backend);
   if (backend === "wasm" && threads > 1) installWebWorker(threads);
   return (await import("./jax-js.js")).jaxPeer(backend);
 }
