@@ -20,13 +20,19 @@ const [HEIGHT, PLOT_WIDTH] = [420, 640];
 
 const shown = (value: number) => (value >= 100 ? Math.round(value) : Number(value.toPrecision(2))).toLocaleString("en");
 
-/** Groups of bars as one SVG image, each with its value above it. */
+/** Groups of bars as one SVG image, each with its value above it. A logarithmic axis leaves out what is not above 0. */
 export function barPlot({ title, y, groups, series, logY = false }: BarPlot): string {
   const names = Object.keys(series);
-  const values = Object.values(series).flatMap((list) => list.filter((value) => value !== null));
+  const drawn = (value: number | null) => value !== null && Number.isFinite(value) && (!logY || value > 0);
+  const values = Object.values(series).flatMap((list) => list.filter((value): value is number => drawn(value)));
   if (values.length === 0) throw new RangeError(`barPlot: ${title} has no values; give each series some`);
   const bars: BarSeriesOption[] = names.map((name, k) => ({
-    ...{ type: "bar", name, data: series[name].map((value) => value ?? "-"), color: COLORS[k % COLORS.length] },
+    ...{
+      type: "bar",
+      name,
+      data: series[name].map((value) => (drawn(value) ? value : "-")),
+      color: COLORS[k % COLORS.length],
+    },
     label: {
       ...{ show: true, position: "top", color: INK, fontSize: 10 },
       formatter: ({ value }) => (typeof value === "number" ? shown(value) : ""),

@@ -7,7 +7,8 @@ const LENGTHS = [1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072];
 /** Milliseconds that one call may be expected to take; beyond it a curve ends. */
 const LONGEST_CALL = 10_000;
 /** Milliseconds to spend on the calls of one point, beyond the first. */
-const POINT_BUDGET = 2_000;
+const POINT_BUDGET = 1_500;
+const QUICK_BUDGET = 50;
 
 interface Curve {
   name: string;
@@ -32,7 +33,7 @@ function batchOf({ kind, quick }: Context, tokens: number): number {
 }
 
 /** The median of as many calls as fit the budget, at least one after the one that warms up. */
-async function timeCalls(device: { sync(): Promise<void> }, run: () => undefined): Promise<number> {
+async function timeCalls(device: { sync(): Promise<void> }, run: () => undefined, budget: number): Promise<number> {
   const once = async () => {
     const start = performance.now();
     run();
@@ -40,9 +41,9 @@ async function timeCalls(device: { sync(): Promise<void> }, run: () => undefined
     return performance.now() - start;
   };
   const times = [await once()];
-  if (times[0] > POINT_BUDGET) return times[0];
+  if (times[0] > budget) return times[0];
   times.length = 0;
-  const end = performance.now() + POINT_BUDGET;
+  const end = performance.now() + budget;
   do times.push(await once());
   while (performance.now() < end && times.length < 20);
   return timing(times).median;
@@ -86,7 +87,7 @@ export const throughputByContext: Question = {
         const choice = { degree: 2, chunkSize: context.chunkSize };
         const run = softmax ? softmaxTask(inputs, backward) : powerTask(inputs, choice, backward);
         try {
-          const milliseconds = await timeCalls(device, run);
+          const milliseconds = await timeCalls(device, run, context.quick ? QUICK_BUDGET : POINT_BUDGET);
           curve.points.push([tokens, (1000 * total) / milliseconds]);
           curve.last = { milliseconds, tokens, total };
         } catch (error) {

@@ -47,12 +47,6 @@ export interface PowerTime {
   chunkSize: number | null;
 }
 
-function chunkOf(context: Context, shape: GpuShape, asked: number | undefined): number | null {
-  const forced = asked ?? context.chunkSize ?? (context.quick ? 64 : undefined);
-  if (forced !== undefined) return forced;
-  return chooseChunkSize({ ...shape, time: shape.tokens });
-}
-
 export function operationsOf(shape: GpuShape, chunkSize: number | null, backward: boolean): number {
   if (chunkSize === null) return quadraticOperations(shape, backward);
   const chunked = { ...shape, chunkSize };
@@ -64,10 +58,11 @@ export async function timePower(context: Context, asked: PowerCase): Promise<Pow
   const { name, shape, backward, portable = false, dtype = "bf16" } = asked;
   context.progress(`  ${name}`);
   const device = await context.gpu({ portable });
-  const chunkSize = chunkOf(context, shape, asked.chunkSize);
+  const forced = asked.chunkSize ?? context.chunkSize ?? (context.quick ? 64 : undefined);
+  const chunkSize = forced ?? chooseChunkSize({ ...shape, time: shape.tokens }); // to count by
   const inputs = fastInputs(device, shape, { dtype, requiresGrad: backward });
   try {
-    const timing = await measureGpu(device, powerTask(inputs, { degree: shape.degree, chunkSize }, backward), {
+    const timing = await measureGpu(device, powerTask(inputs, { degree: shape.degree, chunkSize: forced }, backward), {
       rounds: context.quick ? 3 : 20,
     });
     const operations = operationsOf(shape, chunkSize, backward);
