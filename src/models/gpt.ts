@@ -190,8 +190,18 @@ export class GPT extends Module {
     return linearCrossEntropyRows(this.hidden(ids), this.tokens.weight, targets);
   }
 
-  /** An i32 tensor of the model's device. */
+  /**
+   * Token ids, or targets of which −1 do not count, as an i32 tensor of the model's device.
+   * @throws RangeError where one is no token of the model: here on the host, where looking costs nothing
+   */
   ids(values: ArrayLike<number>, shape: readonly number[]): Tensor {
+    const { vocabSize } = this.config;
+    for (let k = 0; k < values.length; k++) {
+      if (values[k] >= -1 && values[k] < vocabSize) continue;
+      throw new RangeError(
+        `GPT.ids: token ids must be from 0 to ${vocabSize - 1} (targets also -1), got ${values[k]} at ${k}; use the model's tokenizer`,
+      );
+    }
     return fromValues(this.options.device, values, shape, "i32");
   }
 

@@ -1,15 +1,15 @@
 import type { TokenFile } from "../data/token-file.js";
-import { getDevice } from "../devices/get-device.js";
 import { GPT } from "../models/gpt.js";
 import { AdamW } from "../nn/adamw.js";
 import { Scope } from "../tensor/scope.js";
 import { modelConfig, type TrainConfig, trainConfig } from "./config.js";
+import { deviceFor } from "./device.js";
 
 /** Seconds that an update takes on this machine, the median of a few after the kernels are warm. */
 export async function measureStep(given: Partial<TrainConfig>, file: TokenFile): Promise<number> {
   const config = trainConfig(given);
   const { batchSize, contextLength, threads } = config;
-  const device = await getDevice(undefined, threads > 0 ? { threads } : undefined);
+  const device = await deviceFor(config);
   const model = new GPT(modelConfig(config, file.info.vocabSize), { device });
   const optimizer = new AdamW(model.parameters(), config);
   const times: number[] = [];

@@ -1,8 +1,6 @@
 import { existsSync, mkdirSync } from "node:fs";
 import { join } from "node:path";
 import { loadTokenizer, TokenFile, type Tokenizer, writeFileWhole } from "../data/index.js";
-import type { Device } from "../devices/device.js";
-import { getDevice } from "../devices/get-device.js";
 import { checkVocabulary, evaluate } from "../eval/evaluate.js";
 import { generateText } from "../generate/generate.js";
 import { GPT } from "../models/gpt.js";
@@ -13,6 +11,7 @@ import { Generator } from "../tensor/random.js";
 import { Scope } from "../tensor/scope.js";
 import { Checkpoints, findCheckpoint, loadTraining, type TrainState } from "./checkpoint.js";
 import { modelConfig, type TrainConfig } from "./config.js";
+import { deviceFor } from "./device.js";
 import { checkProgress } from "./divergence.js";
 import { type Metric, MetricsFile } from "./metrics.js";
 import { reportHtml } from "./report.js";
@@ -58,11 +57,6 @@ export interface TrainResult {
   seconds: number;
 }
 
-function deviceFor({ device, threads }: TrainConfig): Promise<Device> {
-  const kind = device === "auto" ? undefined : (device as "wasm" | "webgpu" | "oracle");
-  return getDevice(kind, threads > 0 ? { threads } : undefined);
-}
-
 /**
  * Trains a GPT on prepared text. The run folder gets config.json, metrics.jsonl, report.html and checkpoints. A resumed
  * run gives the same numbers, bit for bit, as one that was never stopped (same device and threads).
@@ -83,7 +77,7 @@ export async function train(options: TrainOptions): Promise<TrainResult> {
   const modelShape = modelConfig(config, tokenizer.vocabSize);
   const generator = new Generator(seed);
   const model = new GPT(modelShape, { device, dtype: config.dtype as DType, generator });
-  checkVocabulary("train", model, valFile);
+  for (const file of [trainFile, valFile]) checkVocabulary("train", model, file);
   const optimizer = new AdamW(model.parameters(), config);
   const random = new Generator(seed + 1);
   let state: TrainState = { version: 1, step: 0, position: 0, random: random.state, meanLoss: null, bestLoss: null };

@@ -178,4 +178,50 @@ describeOnGpu("the webgpu device", () => {
     }
     checked.dispose();
   });
+
+  test("looks for NaN in a caller's buffer from where the values begin, and no further", async () => {
+    const gpu = await (await findAdapter())!.requestDevice();
+    const theirs = await getDevice("webgpu", { device: gpu, check: true });
+    const buffer = gpu.createBuffer({ size: 32, usage: 0x80 | 0x04 | 0x08, mappedAtCreation: true });
+    new Uint16Array(buffer.getMappedRange()).set([0x7fc0, 0x7fc0, 1, 2, 0x7fc0, 0x7fc0]); // bf16 NaN
+    buffer.unmap();
+    const like = { device: theirs, dtype: "bf16" } as const;
+    theirs.assertNumbers("two", fromGPUBuffer(buffer, [2], { ...like, byteOffset: 4 }).storage);
+    await theirs.sync();
+    theirs.assertNumbers("three", fromGPUBuffer(buffer, [3], { ...like, byteOffset: 4 }).storage);
+    await expect(theirs.sync()).rejects.toThrow("three: produced a NaN");
+    theirs.dispose();
+    gpu.destroy();
+  });
+
+  test("keeps indices inside arrays, unless told not to", async () => {
+    const beyond: KernelSource = {
+      name: "beyond",
+      constants: {},
+      tensors: { y: { dtype: "i32", access: "write" } },
+      parameters: { at: "u32" },
+      // Two arrays, so that what lies beyond the first is ours too.
+      body: `
+var<workgroup> first: array<i32, 8>;
+var<workgroup> second: array<i32, 8>;
+@compute @workgroup_size(1)
+fn main() {
+  for (var i = 0u; i < 8u; i++) { first[i] = i32(i); second[i] = i32(i); }
+  workgroupBarrier();
+  store_y(0u, first[P.at]);
+  store_y(1u, second[P.at]);
+}`,
+    };
+    const look = async (on: WebGpuDevice, at: number) => {
+      const y = empty([2], on, "i32");
+      on.dispatch(beyond, { tensors: { y }, parameters: { at }, workgroups: [1] });
+      return [...(await y.data())];
+    };
+    const checked = (await getDevice("webgpu")) as WebGpuDevice;
+    const unchecked = (await getDevice("webgpu", { boundsChecks: false })) as WebGpuDevice;
+    for (const on of [checked, unchecked]) expect(await look(on, 5)).toEqual([5, 5]);
+    expect(await look(checked, 11)).toEqual([7, 7]);
+    expect(await look(unchecked, 11)).not.toEqual([7, 7]);
+    unchecked.dispose();
+  });
 });

@@ -10,6 +10,7 @@ import {
 import type { Tensor } from "../../tensor/tensor.js";
 import { Device, type DeviceMemory, Storage } from "../device.js";
 import { describeAdapter, findAdapter, requestDevice } from "./adapter.js";
+import { Checks } from "./checks.js";
 import { explainCompilation, type KernelSource, kernelKey, originField, shaderOf } from "./kernel.js";
 import { type MatrixUnits, matrixUnits } from "./matrix-units.js";
 import { BufferPool, poolSize } from "./pool.js";
@@ -21,11 +22,21 @@ export interface WebGpuOptions {
   device?: GPUDevice;
   /** Which adapter, where there are several. Default "high-performance". */
   powerPreference?: GPUPowerPreference;
+  /**
+   * Keep indices inside buffers: Dawn adds a comparison to every access of a shader. Kernels are made so that theirs are,
+   * and tests run with the checks on; without them a mistake reads or writes someone else's memory. What they cost
+   * depends on the kernel and the GPU. Only where the library starts WebGPU itself, so neither in browsers nor with
+   * `device`. Default true.
+   */
+  boundsChecks?: boolean;
   /** Leave matrix units alone, as on a GPU without them. Default false. */
   portable?: boolean;
   /** Most bytes that tensors may take together. Default: what the GPU has. */
   maxMemory?: number;
-  /** Name the first operation that produced a NaN at the next read or sync. Default false. */
+  /**
+   * Name the first operation that produced a NaN, or that got a gate above 1 or an id out of range, at the next read or
+   * sync. Default false.
+   */
   check?: boolean;
 }
 
@@ -60,7 +71,7 @@ interface Kernel {
 
 /** What a kernel is given: tensors by binding, parameters by name, and workgroups in up to three dimensions. */
 export interface Dispatch {
-  tensors: Record<string, Tensor>;
+  tensors: Record<string, Pick<Tensor, "storage" | "dtype" | "shape" | "strides" | "offset">>;
   parameters: Record<string, number>;
   workgroups: readonly number[];
 }
@@ -74,6 +85,8 @@ export class WebGpuDevice extends Device {
   readonly description: string;
   /** The shape that tensor-core kernels are made for; undefined where kernels are the portable ones. */
   readonly matrixUnits: MatrixUnits | undefined;
+  /** Tile shapes by kernel that replace the table's, as the tune command finds them. */
+  readonly tuned: Record<string, Record<string, number>> = {};
   readonly #kernels = new Map<string, Kernel>();
   readonly #constants = new Map<string, Tensor>();
   readonly #pool: BufferPool;
@@ -84,9 +97,7 @@ export class WebGpuDevice extends Device {
   /** An error that nobody asked for: often a consequence of the failure. */
   #uncaptured: Error | undefined;
   #lost: string | undefined;
-  /** Check mode: the operations since the last look, and a word that holds the first that made a NaN. */
-  #checked: string[] = [];
-  #verdict: WebGpuStorage | undefined;
+  readonly #checks = new Checks(this);
 
   private constructor(
     readonly gpu: GPUDevice,
@@ -121,10 +132,16 @@ export class WebGpuDevice extends Device {
   static async create(options: WebGpuOptions = {}): Promise<WebGpuDevice> {
     if (options.device) {
       const { device } = options;
+      if (options.boundsChecks === false) {
+        throw new Error(
+          "getDevice: boundsChecks: false needs a device that the library makes itself, got options.device; " +
+            "leave one of them out, or make that device with Dawn's toggle disable_robustness",
+        );
+      }
       const info = (device as { adapterInfo?: GPUAdapterInfo }).adapterInfo;
       return new WebGpuDevice(device, info, false, options);
     }
-    const adapter = await findAdapter(options.powerPreference);
+    const adapter = await findAdapter(options);
     if (!adapter) {
       throw new Error(
         'getDevice: "webgpu" needs an adapter, and none was found; in Node install the package webgpu and a Vulkan, ' +
@@ -173,21 +190,29 @@ export class WebGpuDevice extends Device {
 
   #createBuffer(size: number, usage: number): GPUBuffer {
     const { maxBufferSize } = this.gpu.limits;
+    const { used, reserved } = this.#pool;
     if (size > maxBufferSize) {
       throw new RangeError(
         `webgpu: one buffer holds at most ${mib(maxBufferSize)} on this adapter, and ${mib(size)} are needed; ` +
           "make the batch or the sequence smaller",
       );
     }
-    return this.#watch(
+    const buffer = this.#watch(
       "out-of-memory",
       () => this.gpu.createBuffer({ size, usage }),
-      () =>
-        new RangeError(
-          `webgpu: out of memory: ${mib(size)} more were needed beside ${mib(this.#pool.used)} in use. ` +
-            "Free tensors with scope() or dispose(), make the batch or sequence smaller, or raise chunkSize (fewer states)",
-        ),
+      () => {
+        // What is free goes back to the GPU, so that a smaller attempt finds room.
+        this.#pool.refuse(buffer);
+        this.#recorder.submit();
+        this.#pool.trim();
+        return new RangeError(
+          `webgpu: out of memory: ${mib(size)} more were needed beside ${mib(used)} in use and ` +
+            `${mib(reserved - used)} kept for reuse, which are free now. Free tensors with scope() or dispose(), make ` +
+            "the batch or the sequence smaller, or raise chunkSize (fewer states)",
+        );
+      },
     );
+    return buffer;
   }
 
   allocate(dtype: DType, length: number): Storage {
@@ -255,7 +280,7 @@ export class WebGpuDevice extends Device {
       await Promise.all([...this.#pending, landing.mapAsync(1)]);
       this.#throwFailure();
       const data = landing.getMappedRange().slice(0);
-      await this.#throwNaN();
+      await this.#checks.throwFound();
       return data;
     } catch (error) {
       await this.gpu.queue.onSubmittedWorkDone().catch(() => {}); // lets `lost` arrive before the blame is laid
@@ -273,7 +298,7 @@ export class WebGpuDevice extends Device {
     await this.gpu.queue.onSubmittedWorkDone().catch(() => {});
     await Promise.all(this.#pending);
     this.#throwFailure();
-    await this.#throwNaN();
+    await this.#checks.throwFound();
   }
 
   /** Copies whole contiguous tensors of one size in bytes, in the order of the dispatches around it. */
@@ -420,7 +445,11 @@ export class WebGpuDevice extends Device {
   }
 
   /** The part of a tensor's buffer that its elements span, from an aligned start. */
-  #bind(kernel: string, name: string, tensor: Tensor): { resource: GPUBufferBinding; origin: number } {
+  #bind(
+    kernel: string,
+    name: string,
+    tensor: Dispatch["tensors"][string],
+  ): { resource: GPUBufferBinding; origin: number } {
     const { buffer, byteOffset, dtype } = tensor.storage as WebGpuStorage;
     const width = DTYPE_BYTES[dtype];
     const start = byteOffset + tensor.offset * width;
@@ -431,7 +460,7 @@ export class WebGpuDevice extends Device {
     if (size > limit) {
       throw new RangeError(
         `webgpu: a kernel sees at most ${mib(limit)} of a tensor on this device, and ${name} of ${kernel} spans ` +
-          `${mib(size)}; make the batch or the sequence smaller, or use a half-precision dtype`,
+          `${mib(size)}; make the batch or the sequence smaller, use a half-precision dtype, or for a state a lower degree or smaller heads`,
       );
     }
     return { resource: { buffer, offset, size }, origin: (start - offset) / width };
@@ -446,76 +475,16 @@ export class WebGpuDevice extends Device {
   }
 
   assertNumbers(operation: string, storage: Storage): void {
-    if (storage.dtype === "i32" || storage.length === 0) return;
-    this.#verdict ??= this.#freshVerdict();
-    const { buffer, byteOffset } = storage as WebGpuStorage;
-    const halves = storage.dtype !== "f32";
-    const words = Math.floor((storage.length * DTYPE_BYTES[storage.dtype]) / 4);
-    const source = nanSearch(storage.dtype);
-    const kernel = this.#kernel(source);
-    const group = this.gpu.createBindGroup({
-      layout: kernel.layout,
-      entries: [
-        { binding: 0, resource: { buffer, offset: byteOffset } },
-        { binding: 1, resource: { buffer: this.#verdict.buffer } },
-      ],
-    });
-    const number = this.#checked.push(operation) - 1;
-    const odd = halves && storage.length % 2 === 1 ? 1 : 0;
-    this.#recorder.dispatch(
-      kernel.pipeline,
-      group,
-      (view) => {
-        view.setUint32(0, words, true);
-        view.setUint32(4, odd, true);
-        view.setUint32(8, number, true);
-      },
-      [Math.min(Math.ceil((words + odd) / 256), 1024)],
-    );
+    this.#checks.searchNaN(operation, storage);
   }
 
-  #freshVerdict(): WebGpuStorage {
-    const verdict = this.allocate("i32", 1) as WebGpuStorage;
-    this.write(verdict, [0x7fffffff]);
-    return verdict;
+  /**
+   * In check mode, lets the next read or sync throw what `explain` makes of the first element of a contiguous f32 or i32
+   * tensor for which `rule` holds: WGSL, of `value` and `limit`. Else nothing happens.
+   */
+  refuseWhere(values: Tensor, rule: string, limit: number, explain: (at: number, value: number) => Error): void {
+    if (this.check) this.#checks.search(values, rule, limit, explain);
   }
-
-  async #throwNaN(): Promise<void> {
-    const verdict = this.#verdict;
-    if (!verdict) return;
-    const names = this.#checked;
-    this.#verdict = undefined;
-    this.#checked = [];
-    const [first] = await this.read(verdict, 0, 1);
-    verdict.release();
-    if (first < names.length) throw new Error(`${names[first]}: produced a NaN`);
-  }
-}
-
-function nanSearch(dtype: DType): KernelSource {
-  const infinity = dtype === "bf16" ? "0x7f80u" : "0x7c00u";
-  return {
-    name: "nan-search",
-    constants: { HALVES: dtype !== "f32" },
-    tensors: { values: { dtype: "i32", access: "read" }, verdict: { dtype: "i32", access: "write" } },
-    parameters: { words: "u32", odd: "u32", number: "u32" },
-    body: `
-// The last word of an odd number of halves holds only one.
-fn is_nan(word: u32, both: bool) -> bool {
-  if (!HALVES) { return (word & 0x7fffffffu) > 0x7f800000u; }
-  let infinity = ${infinity};
-  return (word & 0x7fffu) > infinity || (both && ((word >> 16u) & 0x7fffu) > infinity);
-}
-@compute @workgroup_size(256)
-fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
-  var found = false;
-  for (var k = id.x; k < P.words + P.odd; k += groups.x * 256u) {
-    found = found || is_nan(bitcast<u32>(values[k]), k < P.words);
-  }
-  // Racing invocations all write a number no later one can improve: operations run in order.
-  if (found && verdict[0] > i32(P.number)) { verdict[0] = i32(P.number); }
-}`,
-  };
 }
 
 export function webgpuDevice(tensor: Tensor): WebGpuDevice {

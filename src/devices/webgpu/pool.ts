@@ -13,6 +13,8 @@ export function poolSize(bytes: number): number {
  */
 export class BufferPool {
   readonly #free = new Map<number, GPUBuffer[]>();
+  /** All that exist, free or in use. */
+  readonly #owned = new Set<GPUBuffer>();
   #used = 0;
   #reserved = 0;
   peak = 0;
@@ -36,6 +38,7 @@ export class BufferPool {
     let buffer = this.#free.get(size)?.pop();
     if (!buffer) {
       buffer = this.create(size, USAGE_STORAGE);
+      this.#owned.add(buffer);
       this.#reserved += size;
     }
     this.#used += size;
@@ -45,9 +48,18 @@ export class BufferPool {
 
   give(buffer: GPUBuffer): void {
     this.#used -= buffer.size;
+    if (!this.#owned.has(buffer)) return;
     const same = this.#free.get(buffer.size);
     if (same) same.push(buffer);
     else this.#free.set(buffer.size, [buffer]);
+  }
+
+  /** Forgets a buffer that the GPU had no memory for: WebGPU says so later, and it stays invalid for ever. */
+  refuse(buffer: GPUBuffer): void {
+    if (!this.#owned.delete(buffer)) return;
+    this.#reserved -= buffer.size;
+    const same = this.#free.get(buffer.size);
+    if (same?.includes(buffer)) same.splice(same.indexOf(buffer), 1);
   }
 
   /** Destroys the free buffers. Work that uses them must have been submitted. */
@@ -55,6 +67,7 @@ export class BufferPool {
     for (const buffers of this.#free.values()) {
       for (const buffer of buffers) {
         this.#reserved -= buffer.size;
+        this.#owned.delete(buffer);
         buffer.destroy();
       }
     }

@@ -8,7 +8,11 @@ import type { Tensor } from "../../tensor/tensor.js";
 export type CrossEntropyRows = (logits: Tensor, targets: Tensor, scale: number | undefined) => Tensor;
 
 export function checkTarget(target: number, row: number, classes: number): void {
-  if (!(target >= -1 && target < classes)) {
-    throw new RangeError(`crossEntropy: targets must be from 0 to ${classes - 1}, or -1, got ${target} at ${row}`);
-  }
+  if (!(target >= -1 && target < classes)) throw noClass(target, row, classes);
+}
+
+export function noClass(target: number, row: number, classes: number): RangeError {
+  return new RangeError(
+    `crossEntropy: targets must be from 0 to ${classes - 1}, or -1, got ${target} at ${row}; check the tokenizer`,
+  );
 }

@@ -40,7 +40,8 @@ function check(caller: string, x: Tensor, classes: number, targets: Tensor): voi
  * @param logits [..., V], a float dtype
  * @param targets i32 of the leading shape, from 0 to V − 1, or −1 for rows that do not count
  * @returns a scalar, f32
- * @throws RangeError where shapes disagree or a target is no class
+ * @throws RangeError where shapes disagree or a target is no class: on webgpu at the next read in check mode, and else
+ *   the loss is NaN
  */
 export function crossEntropy(logits: Tensor, targets: Tensor, { count }: CrossEntropyOptions = {}): Tensor {
   const classes = logits.shape.at(-1) ?? 0;
@@ -89,7 +90,8 @@ export function linearCrossEntropyRows(x: Tensor, weight: Tensor, targets: Tenso
  * @param weight [V, d], the same dtype; may be the table of an embedding
  * @param targets i32 of x's leading shape, from 0 to V − 1, or −1 for rows that do not count
  * @returns the mean in nats, a scalar, f32
- * @throws RangeError where shapes disagree or a target is no class
+ * @throws RangeError where shapes disagree or a target is no class: on webgpu at the next read in check mode, and else
+ *   the loss is NaN
  */
 export function linearCrossEntropy(
   x: Tensor,

@@ -1,7 +1,7 @@
 import { webgpuDevice } from "../../devices/webgpu/device.js";
 import type { KernelSource } from "../../devices/webgpu/kernel.js";
 import { empty } from "../../tensor/tensor.js";
-import type { CrossEntropyRows } from "./contract.js";
+import { type CrossEntropyRows, noClass } from "./contract.js";
 
 const kernel = (gradient: boolean): KernelSource => ({
   name: "cross-entropy",
@@ -50,7 +50,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   let total = all_sum(sum, lane);
   let wanted = load_targets(row);
   if (lane == 0u) {
-    // A target that is no class gives NaN: finding it here would stall every call.
+    // A target that is no class gives NaN: out of check mode finding it would stall every call.
     var loss = 0.0;
     if (wanted >= i32(P.classes) || wanted < -1) { loss = bitcast<f32>(0x7fc00000u + (row & 1u)); }
     else if (wanted >= 0) { loss = log(total) + top - load_logits(start + u32(wanted)); }
@@ -69,6 +69,8 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
 export const crossEntropyRows: CrossEntropyRows = (logits, targets, scale) => {
   const [rows, classes] = logits.shape;
   const device = webgpuDevice(logits);
+  const isNoClass = "value < -1 || value >= limit";
+  device.refuseWhere(targets, isNoClass, classes, (at, target) => noClass(target, at, classes));
   const losses = empty([rows], device, "f32");
   device.dispatch(kernel(scale !== undefined), {
     tensors: { logits, targets, losses },

@@ -8,9 +8,9 @@ export type EmbeddingBackward = (weight: Tensor, ids: Tensor, dOutput: Tensor) =
 
 /** Throws where an id is not a row. */
 export function checkIds(ids: ArrayLike<number>, rows: number): void {
-  for (let k = 0; k < ids.length; k++) {
-    if (!(ids[k] >= 0 && ids[k] < rows)) {
-      throw new RangeError(`embedding: ids must be from 0 to ${rows - 1}, got ${ids[k]} at ${k}; check the tokenizer`);
-    }
-  }
+  for (let k = 0; k < ids.length; k++) if (!(ids[k] >= 0 && ids[k] < rows)) throw noRow(ids[k], k, rows);
+}
+
+export function noRow(id: number, at: number, rows: number): RangeError {
+  return new RangeError(`embedding: ids must be from 0 to ${rows - 1}, got ${id} at ${at}; check the tokenizer`);
 }

@@ -22,7 +22,8 @@ const backward = operation("embedding backward", {
  * @param weight [n, d], a float dtype
  * @param ids i32, any shape; each from 0 to n − 1
  * @returns [...ids.shape, d] in weight's dtype
- * @throws RangeError where an id is not a row, TypeError where ids are not i32
+ * @throws TypeError where ids are not i32, RangeError where an id is not a row: at once on wasm and the oracle; on webgpu
+ *   at the next read in check mode, and else such rows are NaN, since reading ids back would stall the GPU
  */
 export function embedding(weight: Tensor, ids: Tensor): Tensor {
   if (ids.dtype !== "i32")

@@ -2,9 +2,9 @@ import { webgpuDevice } from "../../devices/webgpu/device.js";
 import type { KernelSource } from "../../devices/webgpu/kernel.js";
 import { map } from "../../devices/webgpu/map.js";
 import { empty, type Tensor } from "../../tensor/tensor.js";
-import type { EmbeddingBackward, EmbeddingForward } from "./contract.js";
+import { type EmbeddingBackward, type EmbeddingForward, noRow } from "./contract.js";
 
-/** Reading the ids back would stall every call: an id that is no row gives NaN. */
+/** Reading the ids back would stall every call: out of check mode an id that is no row gives NaN. */
 const LOOK_UP = `
 fn apply(i: u32) -> f32 {
   let width = u32(P.width);
@@ -15,6 +15,8 @@ fn apply(i: u32) -> f32 {
 
 export const embeddingForward: EmbeddingForward = (weight, ids) => {
   const [rows, width] = weight.shape;
+  const isNoRow = "value < 0 || value >= limit";
+  webgpuDevice(weight).refuseWhere(ids, isNoRow, rows, (at, id) => noRow(id, at, rows));
   const out = empty([...ids.shape, width], weight.device, weight.dtype);
   // Both are read by index, whatever strides say.
   const at = (tensor: Tensor) => ({ tensor, strides: out.strides });

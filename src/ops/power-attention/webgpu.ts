@@ -7,7 +7,10 @@ import { cast } from "../copy/webgpu.js";
 import { readState, stateGradient } from "../query-state/webgpu-query.js";
 import { scanInPlace, stateInnerProducts } from "../state-scan/webgpu.js";
 import type { PowerBackward, PowerForward, PowerInputs, PowerPlan, SequencePlan, State } from "./contract.js";
+import { chunkStateBytes, forwardOnMatrixUnits, tilesFor } from "./matrix-units/index.js";
+import type { PowerTiles } from "./matrix-units/tiles.js";
 import { absent, gateGradient, gateSums } from "./webgpu-gates.js";
+import { backwardInPieces, forwardInPieces } from "./webgpu-pieces.js";
 import { finishGradient, normalise, normaliseBackward, zerosLike } from "./webgpu-rows.js";
 
 /** Most bytes of chunk states alive at once; beyond it the sequence is taken in parts that hand on their state. */
@@ -24,7 +27,8 @@ interface Part {
 function partsOf(plan: PowerPlan, like: Tensor): Part[] {
   const { batch, time, chunks, chunkSize, heads, expandedDim, valueDim } = plan;
   const limit = Math.min(STATES_BUDGET, webgpuDevice(like).gpu.limits.maxStorageBufferBindingSize);
-  const chunkBytes = 4 * heads * expandedDim * valueDim;
+  const tiles = tilesFor(plan, like);
+  const chunkBytes = tiles ? chunkStateBytes(plan, tiles) : 4 * heads * expandedDim * valueDim;
   if (!plan.usesState || batch * chunks * chunkBytes <= limit) return [{ batch: [0, batch], time: [0, time], plan }];
   const run = Math.max(1, Math.floor(limit / chunkBytes));
   const parts: Part[] = [];
@@ -85,8 +89,35 @@ function gather(pieces: State[], { batch, heads, expandedDim, valueDim }: PowerP
   return all;
 }
 
+/** On matrix units; the same parts, each done whole. */
+function forwardHalves(plan: PowerPlan, inputs: PowerInputs, tiles: PowerTiles) {
+  const { q } = inputs;
+  const { batch, time, queryHeads, valueDim, normalize } = plan;
+  const shape = [batch, time, queryHeads, valueDim];
+  const y = empty(shape, q.device, "f32");
+  const rowSum = empty(shape.slice(0, 3), q.device, "f32");
+  const output = empty(shape, q.device, q.dtype);
+  const finals: State[] = [];
+  let carried: Partial<State> | undefined;
+  for (const part of partsOf(plan, q)) {
+    if (part.time[0] === 0) carried = takeState(inputs.initialState, part);
+    const result = { y: take(y, part), rowSum: take(rowSum, part), output: take(output, part) };
+    const last = part.time[1] === time;
+    const wantLast = plan.returnFinalState || !last;
+    const divide = normalize === "sum";
+    carried = forwardOnMatrixUnits(part.plan, tiles, takeInputs(inputs, part), divide, result, carried, wantLast);
+    if (last && carried) finals.push(carried as State);
+  }
+  const finalState = plan.returnFinalState ? gather(finals, plan, q) : undefined;
+  if (normalize === "sum") return { output, finalState, saved: [rowSum, y] };
+  const unrounded = normalise(normalize, y, rowSum, "f32");
+  return { output: cast(unrounded, q.dtype), finalState, saved: [rowSum, unrounded] };
+}
+
 function forward(plan: PowerPlan, inputs: PowerInputs) {
   const { q } = inputs;
+  const tiles = tilesFor(plan, q);
+  if (tiles && plan.time > 0) return forwardHalves(plan, inputs, tiles);
   const { batch, time, queryHeads, valueDim } = plan;
   const y = empty([batch, time, queryHeads, valueDim], q.device, "f32");
   const sum = empty([batch, time, queryHeads], q.device, "f32");
@@ -111,7 +142,8 @@ function forward(plan: PowerPlan, inputs: PowerInputs) {
   return { output, finalState, saved: q.dtype === "f32" ? [sum] : [sum, unrounded] };
 }
 
-export const powerWebGpu: PowerForward = (plan, inputs) => noGrad(() => scope(() => forward(plan, inputs)));
+export const powerWebGpu: PowerForward = (plan, inputs) =>
+  noGrad(() => scope(() => forwardInPieces(forward)(plan, inputs)));
 
 function backward(
   plan: PowerPlan,
@@ -188,4 +220,5 @@ function backward(
   };
 }
 
-export const powerBackwardWebGpu: PowerBackward = (...args) => noGrad(() => scope(() => backward(...args)));
+export const powerBackwardWebGpu: PowerBackward = (...args) =>
+  noGrad(() => scope(() => backwardInPieces(backward)(...args)));
