@@ -79,6 +79,8 @@ export interface ContextOptions {
   kind: Runs;
   /** Of power attention in the questions to a GPU; default: the library's choice. */
   chunkSize?: number;
+  /** Whether the GPU's driver checks bounds; default: as the library has it. */
+  boundsChecks?: boolean;
   progress: (line: string) => void;
 }
 
@@ -89,13 +91,15 @@ export class Context {
   readonly threads: number;
   readonly kind: Runs;
   readonly chunkSize: number | undefined;
+  readonly boundsChecks: boolean | undefined;
   readonly progress: (line: string) => void;
 
-  constructor({ quick, threads, kind, chunkSize, progress }: ContextOptions) {
+  constructor({ quick, threads, kind, chunkSize, boundsChecks, progress }: ContextOptions) {
     this.quick = quick;
     this.threads = threads;
     this.kind = kind;
     this.chunkSize = chunkSize;
+    this.boundsChecks = boundsChecks;
     this.progress = progress;
   }
 
@@ -108,7 +112,7 @@ export class Context {
   async gpu({ portable = false } = {}): Promise<WebGpuDevice> {
     const known = this.#gpus.get(portable);
     if (known && known.lost === undefined) return known;
-    const made = (await getDevice("webgpu", { portable })) as WebGpuDevice;
+    const made = (await getDevice("webgpu", { portable, boundsChecks: this.boundsChecks })) as WebGpuDevice;
     this.#gpus.set(portable, made);
     return made;
   }

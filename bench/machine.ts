@@ -13,6 +13,7 @@ export interface GpuDescription {
   /** Rows, columns and inner length of the products that the kernels use; "none" for the portable ones. */
   matrixUnits: string;
   timestamps: boolean;
+  boundsChecks: boolean;
 }
 
 export const cpuName = () => `${cpus()[0]?.model.trim() ?? "unknown CPU"} × ${availableParallelism()}`;
@@ -41,7 +42,7 @@ function nvidiaDriver(): string | undefined {
   }
 }
 
-export function describeGpu({ gpu, matrixUnits }: WebGpuDevice): GpuDescription {
+export function describeGpu({ gpu, matrixUnits }: WebGpuDevice, boundsChecks = true): GpuDescription {
   const info: Partial<GPUAdapterInfo> = (gpu as { adapterInfo?: GPUAdapterInfo }).adapterInfo ?? {};
   const driver = [info.description, info.vendor === "nvidia" ? nvidiaDriver() : undefined];
   return {
@@ -51,6 +52,7 @@ export function describeGpu({ gpu, matrixUnits }: WebGpuDevice): GpuDescription 
     features: [...gpu.features].sort(),
     matrixUnits: matrixUnits ? `${matrixUnits.M}×${matrixUnits.N}×${matrixUnits.K}` : "none",
     timestamps: gpu.features.has("timestamp-query"),
+    boundsChecks,
   };
 }
 

@@ -13,7 +13,8 @@ export interface Report {
   gpu?: GpuDescription;
   versions?: Record<string, string>;
   quick: boolean;
-  results: (Result & { name: string; question: string; target: string; error?: string })[];
+  /** `run`: where reports were joined, the line that says of which run a result is. */
+  results: (Result & { name: string; question: string; target: string; error?: string; run?: string })[];
 }
 
 export function outcome(figure: Figure): "" | "met" | "missed" {
@@ -94,7 +95,13 @@ function cells(rows: readonly (readonly (number | string)[])[]): string[][] {
 /** One line that says what was measured, on what. */
 export function heading({ cpu, node, threads, device, gpu, versions, commit, date, quick }: Report): string {
   const speed = quick ? " — quick run, not to be quoted" : "";
-  const adapter = gpu ? [`${gpu.adapter}, driver ${gpu.driver}`, `matrix units ${gpu.matrixUnits}`] : [];
+  const adapter = gpu
+    ? [
+        `${gpu.adapter}, driver ${gpu.driver}`,
+        `matrix units ${gpu.matrixUnits}`,
+        `bounds checks ${gpu.boundsChecks ? "on" : "off"}`,
+      ]
+    : [];
   const dawn = versions?.webgpu ? `, webgpu ${versions.webgpu}` : "";
   const about = [...adapter, cpu, `Node ${node}${dawn}`, `${threads} threads`, ...(gpu ? [] : [device])];
   return `${[...about, `commit ${commit}`, date].join("; ")}${speed}`;
@@ -142,9 +149,26 @@ function markdownTable(columns: readonly string[], rows: readonly (readonly stri
 
 /** The report as a page of the documentation; `picture` gives the address of a result's plot, where there is one. */
 export function toMarkdown(report: Report, picture?: (name: string) => string): string {
-  const lines = ["# Benchmark results", "", heading(report), "", "Written by `npm run bench`; see benchmarks.md."];
+  const joined = report.results.some(({ run }) => run !== undefined);
+  const about = joined ? "Several runs of one machine; the line under each heading says which." : heading(report);
+  const lines = [
+    "# Benchmark results",
+    "",
+    "Written by `npm run bench`; see [benchmarks.md](benchmarks.md).",
+    "",
+    about,
+  ];
   for (const result of report.results) {
-    lines.push("", `## ${result.name}`, "", result.question, "", `Target: ${result.target}.`, "");
+    lines.push(
+      "",
+      `## ${result.name}`,
+      "",
+      ...(result.run ? [result.run, ""] : []),
+      result.question,
+      "",
+      `Target: ${result.target}.`,
+      "",
+    );
     if (result.error !== undefined) lines.push(`Failed: ${result.error.split("\n")[0]}`, "");
     for (const failure of result.failures ?? []) lines.push(`Failed: ${failure.split("\n")[0]}`, "");
     if (result.plot && picture) lines.push(`![${result.plot.title}](${picture(result.name)})`, "");
@@ -201,7 +225,12 @@ export function merge(reports: readonly Report[]): Report {
       `bench: reports of one machine are needed, got ${heading(other)} and ${heading(last)}; write two pages`,
     );
   }
-  const results = new Map(reports.flatMap((report) => report.results.map((result) => [result.name, result])));
+  if (reports.length === 1) return last;
+  const results = new Map(
+    reports.flatMap((report) =>
+      report.results.map((result) => [result.name, { ...result, run: result.run ?? heading(report) }] as const),
+    ),
+  );
   const commits = [...new Set(reports.map(({ commit }) => commit))].join(", ");
   return { ...last, commit: commits, results: [...results.values()] };
 }

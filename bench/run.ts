@@ -2,7 +2,7 @@ import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { availableParallelism } from "node:os";
 import { dirname, join, relative } from "node:path";
 import { parseArgs } from "node:util";
-import { findAdapter } from "../src/devices/webgpu/adapter.js";
+import { defaultDevice } from "../src/devices/get-device.js";
 import { accuracy } from "./accuracy.js";
 import { chunkStateQuestion } from "./chunk-state.js";
 import { Context, type Question, type Runs } from "./context.js";
@@ -65,7 +65,7 @@ const runsOn = ({ on = ["wasm"] }: Question, kind: Runs) => on.includes(kind);
 const namesOn = (kind: Runs) => QUESTIONS.filter((question) => runsOn(question, kind)).map(({ name }) => name);
 
 const USAGE = `npm run bench -- [options]
-  --device KIND      wasm (default), webgpu, or auto: webgpu where there is an adapter
+  --device KIND      wasm (default), webgpu, or auto: webgpu where there is a GPU
   --only NAME        one question (may be repeated)
                        on wasm: ${namesOn("wasm").join(", ")}
                        on webgpu: ${namesOn("webgpu").join(", ")}
@@ -77,6 +77,7 @@ const USAGE = `npm run bench -- [options]
   --profile          also print the GPU's time by kernel
   --threads N        the most threads to use; default: the cores the system grants, at most 16
   --chunk-size N     of power attention in the questions to a GPU; default: the library's choice
+  --unchecked        without the bounds checks of the GPU's driver
   --commit ID        what to call the version; default: git's
   --quick            short sequences and few rounds: to see that it runs
 `;
@@ -107,7 +108,7 @@ async function measure(questions: readonly Question[], context: Context, version
     node: process.versions.node,
     threads,
     device: (await context.main()).description,
-    ...(kind === "webgpu" ? { gpu: describeGpu(await context.gpu()) } : {}),
+    ...(kind === "webgpu" ? { gpu: describeGpu(await context.gpu(), context.boundsChecks) } : {}),
     versions: versions(kind === "webgpu"),
     quick,
     results: [],
@@ -142,6 +143,7 @@ const { values: options } = parseArgs({
     device: { type: "string", default: "wasm" },
     "chunk-size": { type: "string" },
     commit: { type: "string" },
+    unchecked: { type: "boolean", default: false },
     quick: { type: "boolean", default: false },
     help: { type: "boolean", default: false },
   },
@@ -157,7 +159,7 @@ function positive(name: string, given: string | undefined): number | undefined {
 
 async function deviceKind(asked: string): Promise<Runs> {
   if (asked === "wasm" || asked === "webgpu") return asked;
-  if (asked === "auto") return (await findAdapter()) ? "webgpu" : "wasm";
+  if (asked === "auto") return (await defaultDevice()).kind === "webgpu" ? "webgpu" : "wasm";
   throw new RangeError(`bench: --device must be wasm, webgpu or auto, got ${asked}`);
 }
 
@@ -171,6 +173,7 @@ async function makeReport(): Promise<Report> {
     threads: positive("threads", options.threads) ?? Math.min(16, availableParallelism()),
     kind,
     chunkSize: positive("chunk-size", options["chunk-size"]),
+    boundsChecks: options.unchecked ? false : undefined,
     progress,
   });
   return measure(chosen(options.only, kind), context, commit(options.commit), options.json);

@@ -23,7 +23,7 @@ const bench = (...args: string[]) =>
 
 const gpu: GpuDescription = {
   ...{ adapter: "NVIDIA H200", vendor: "nvidia hopper", driver: "570.1", features: [], matrixUnits: "16×16×16" },
-  timestamps: true,
+  ...{ timestamps: true, boundsChecks: true },
 };
 
 function report(value: number, rest: Partial<Report> = {}): Report {
@@ -126,7 +126,9 @@ describe("bench, GPU", () => {
 
   it("shows aim, floor, adapter, driver and versions", () => {
     const text = toText(report(1.5));
-    expect(text).toMatch(/NVIDIA H200, driver 570\.1; matrix units 16×16×16; a CPU; Node 24\.1\.0, webgpu 0\.6\.2/);
+    expect(text).toMatch(
+      /NVIDIA H200, driver 570\.1; matrix units 16×16×16; bounds checks on; a CPU; Node 24\.1\.0, webgpu 0\.6\.2/,
+    );
     expect(text).toMatch(/figure +value +spread +target +aim +floor +outcome/);
     expect(text).toMatch(/1\.50 ms +≤ 2\.90 ms +1\.60 ms +0\.44 ms +met, and the aim/);
     expect(toText(report(2))).toMatch(/met$/m);
@@ -165,6 +167,8 @@ describe("bench, GPU", () => {
       ["gpu-matmul", 7],
     ]);
     expect(joined.commit).toBe("abc, def");
+    expect(toMarkdown(joined)).toMatch(/Several runs.*## gpu-forward\n\nNVIDIA H200.*commit def; today\n\nHow long\?/s);
+    expect(merge([second])).toBe(second);
     expect(() => merge([report(1), report(1, { device: "wasm" })])).toThrow(/reports of one machine are needed/);
     expect(() => merge([report(1), report(1, { quick: true })])).toThrow(/one machine/);
   });

@@ -1,12 +1,12 @@
 // Run by first-result.ts in a process of its own; prints milliseconds as JSON.
-// Arguments: tokens, heads, "forward" or "forward-backward", chunk size or "" for the library's choice.
+// Arguments: tokens, heads, "forward" or "forward-backward", chunk size or "" for the library's choice, "unchecked" or "".
 const [tokens, heads] = process.argv.slice(2, 4).map(Number);
 const backward = process.argv[4] === "forward-backward";
 const chunkSize = process.argv[5] ? Number(process.argv[5]) : undefined;
 const start = performance.now(); // from the start of the process
 const { getDevice, powerFull, scope } = await import("../../src/index.js");
 const imported = performance.now();
-const device = await getDevice("webgpu");
+const device = await getDevice("webgpu", { boundsChecks: process.argv[6] === "unchecked" ? false : undefined });
 const ready = performance.now();
 const { fastInputs } = await import("./inputs.js");
 const shape = { batch: 1, tokens, queryHeads: heads, heads, headDim: 64, valueDim: 64 };

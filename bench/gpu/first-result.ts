@@ -58,7 +58,13 @@ export const gpuFirstResult: Question = {
     for (const what of ["forward", "forward-backward"]) {
       context.progress(`  ${what}`);
       await attempt(failures, what, async () => {
-        const args = [quick ? "256" : "65536", quick ? "2" : "8", what, String(chunk)];
+        const args = [
+          quick ? "256" : "65536",
+          quick ? "2" : "8",
+          what,
+          String(chunk),
+          context.boundsChecks === false ? "unchecked" : "",
+        ];
         const runs = Array.from({ length: quick ? 1 : 5 }, () => freshProcess(child, args));
         const total = timing(runs.map(({ node, imported, device, first }) => node + imported + device + first));
         const target = what === "forward" ? unlessQuick(context, { atMost: 3000, aim: 1000 }) : {};

@@ -28,7 +28,8 @@ export async function timeLengths(
       ...unlessQuick(context, { atMost: 10 }),
     });
   }
-  return { figures, ...powerTable(times), failures, notes: { dtype: "bf16", heads: 8, headDim: 64, degree: 2 } };
+  const { tokens: _, batch: __, ...rest } = gpuShape(context, LENGTHS[0]);
+  return { figures, ...powerTable(times), failures, notes: { dtype: "bf16", ...rest } };
 }
 
 export const gpuForward: Question = {

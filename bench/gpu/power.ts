@@ -69,6 +69,7 @@ export async function timePower(context: Context, asked: PowerCase): Promise<Pow
     const bytes = powerBytes({ ...shape, chunkSize }, dtype === "f32" ? 4 : 2, backward);
     const floor = floorOf({ operations, bytes }, ratesOf(describeGpu(device)), portable ? "vector" : "matrix");
     const ms = (timing.gpu ?? timing.wall).median;
+    context.progress(`    ${ms.toFixed(2)} ms, wall ${timing.wall.median.toFixed(2)} ms`);
     return { name, timing, ms, operations, bytes, floor, rate: operations / ms / 1e9, chunkSize };
   } finally {
     inputs.dispose();

@@ -66,7 +66,7 @@ export const gpuTraining: Question = {
         const device = await context.gpu();
         const model = largeModel(context, device, attention);
         const optimizer = new AdamW(model.parameters(), RATES);
-        let base: number | undefined;
+        let base: { name: string; rate: number } | undefined;
         for (const { batch, time } of casesOf(context, attention)) {
           const name = `${attention}, T=${withCommas(time)}, B=${batch}`;
           context.progress(`  ${name}`);
@@ -75,6 +75,7 @@ export const gpuTraining: Question = {
             const timing = await timeSteps(model, optimizer, batch, time, context.quick ? 2 : 20);
             const tokens = batch * time;
             const rate = (1000 * tokens) / timing.wall.median;
+            context.progress(`    ${Math.round(rate)} tokens/s`);
             const operations = trainingOperations(model.config, batch, time);
             // Weights, gradients and moments are small beside activations, which no formula here counts.
             const floor = floorOf({ operations, bytes: 0 }, ratesOf(describeGpu(device)));
@@ -83,15 +84,15 @@ export const gpuTraining: Question = {
             const target = first ? unlessQuick(context, { atLeast: 120_000, aim: 250_000 }) : {};
             figures.push({ name, value: rate, unit: "tokens/s", spread: timing.wall.spread, floor: most, ...target });
             if (base !== undefined) {
-              const value = 100 * (rate / base - 1);
+              const value = 100 * (rate / base.rate - 1);
               figures.push({
-                name: `${name}: rate against T=1,024`,
+                name: `${name}: rate against ${base.name}`,
                 value,
                 unit: "%",
                 ...unlessQuick(context, { atLeast: -15 }),
               });
             }
-            base ??= rate;
+            base ??= { name: `T=${withCommas(time)}`, rate };
             const memory = device.memory().peak / 2 ** 30;
             rows.push([
               name,

@@ -14,7 +14,7 @@ export type Question =
 let peer: Peer;
 
 async function start(name: "tfjs" | "jax-js", backend: "wasm" | "webgpu", threads: number): Promise<Peer> {
-  if (backend === "webgpu") await installWebGpu();
+  if (backend === "webgpu") installWebGpu();
   if (name === "tfjs") return (await import("./tfjs.js")).tfjsPeer(backend);
   if (backend === "wasm" && threads > 1) installWebWorker(threads);
   return (await import("./jax-js.js")).jaxPeer(backend);

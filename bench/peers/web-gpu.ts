@@ -1,9 +1,12 @@
-import { findGpu } from "../../src/devices/webgpu/adapter.js";
+import { create, globals } from "webgpu";
 
-/** Gives this process a browser's `navigator.gpu`, by Dawn, which the library keeps alive. Call it before a peer is imported. */
-export async function installWebGpu(): Promise<void> {
-  const gpu = await findGpu();
-  if (!gpu) throw new Error("no WebGPU here; install the package webgpu and a driver");
+/** Dawn's instance: were it collected while work goes on, the process would die at random. */
+let dawn: GPU;
+
+/** Gives this process a browser's `navigator.gpu` through Dawn. Call it before a peer is imported. */
+export function installWebGpu(): void {
+  dawn = create([]);
+  Object.assign(globalThis, globals);
   // jax-js asks the user agent whether it runs on a phone.
-  Object.defineProperty(globalThis, "navigator", { value: { gpu, userAgent: "node" }, configurable: true });
+  Object.defineProperty(globalThis, "navigator", { value: { gpu: dawn, userAgent: "node" }, configurable: true });
 }
