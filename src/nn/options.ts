@@ -20,7 +20,8 @@ export interface ModuleOptions {
 /** A parameter of normal values. */
 export function normalParameter(shape: Shape, deviation: number, options: ModuleOptions): Tensor {
   const { device, dtype = "f32", generator = defaultGenerator() } = options;
-  const values = Float32Array.from({ length: sizeOf(shape) }, () => deviation * generator.normal());
+  const values = new Float32Array(sizeOf(shape));
+  for (let k = 0; k < values.length; k++) values[k] = deviation * generator.normal();
   return parameter(fromValues(device, values, shape, dtype, true));
 }
 
