@@ -21,8 +21,8 @@ export const attentionKinds: Experiment<TextRun> = {
       if (!softmax || kind === "softmax") return [];
       const gap = mean(list) - mean(softmax);
       const spread = Math.max(deviation(list), deviation(softmax));
-      const how = gap < 0 ? "below" : "above";
-      return `${kind}: ${Math.abs(gap).toFixed(3)} nats ${how} softmax; the seeds of either spread by ${spread.toFixed(3)}.`;
+      const seeds = Number.isNaN(spread) ? "one seed" : `deviation between seeds at most ${spread.toFixed(3)}`;
+      return `${kind}: ${Math.abs(gap).toFixed(3)} nats ${gap < 0 ? "below" : "above"} softmax (${seeds}).`;
     });
     return {
       title: "Held-out loss by kind of attention",

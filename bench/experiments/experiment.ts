@@ -67,9 +67,10 @@ export function deviceAt({ device, threads }: Pick<Place, "device" | "threads">)
   return getDevice(device === "auto" ? undefined : device, threads > 0 ? { threads } : undefined);
 }
 
-/** A cell of a table. */
+/** A cell of a table; a dash for what is not known. */
 export function shown(value: string | number): string {
   if (typeof value === "string") return value;
+  if (Number.isNaN(value)) return "–";
   return Number.isInteger(value) ? value.toLocaleString("en") : value.toFixed(3);
 }
 
@@ -77,9 +78,9 @@ export const slug = (name: string) => name.replace(/[^a-z0-9]+/gi, "-").toLowerC
 
 export const mean = (values: readonly number[]) => values.reduce((a, b) => a + b, 0) / values.length;
 
-/** Standard deviation of a sample, n − 1 below; 0 for a single value. */
+/** Standard deviation of a sample, n − 1 below; NaN for a single value. */
 export function deviation(values: readonly number[]): number {
-  if (values.length < 2) return 0;
+  if (values.length < 2) return Number.NaN;
   const center = mean(values);
   return Math.sqrt(values.reduce((sum, x) => sum + (x - center) ** 2, 0) / (values.length - 1));
 }

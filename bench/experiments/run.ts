@@ -57,7 +57,9 @@ const { data, out } = values;
 async function runAll(chosen: readonly Experiment[], code: string): Promise<boolean> {
   const parts = chosen.map((experiment) => ({ experiment, jobs: experiment.jobs(sizes), done: [] as JobRecord[] }));
   // Experiments may share a run.
-  const jobs = new Map<string, Job>(parts.flatMap((part) => part.jobs.map((job) => [job.name, job])));
+  const named = new Map<string, Job>(parts.flatMap((part) => part.jobs.map((job) => [job.name, job])));
+  // All experiments with one seed first: when time runs out, each has something to show.
+  const jobs = [...named.values()].sort((a, b) => Number(a.settings.seed ?? 0) - Number(b.settings.seed ?? 0));
   const onDone = (record: JobRecord) => {
     for (const { experiment, jobs: own, done } of parts) {
       if (!own.some(({ name }) => name === record.name)) continue;
@@ -71,7 +73,7 @@ async function runAll(chosen: readonly Experiment[], code: string): Promise<bool
   const args = sizes.steps === undefined ? given : [...given, "--steps", String(sizes.steps)];
   const slots = slotsOf(values.jobs, values.device, threads);
   const alone = { device: slots[0].device, threads };
-  const failed = await runJobs([...jobs.values()], { slots, alone, out, args, onDone });
+  const failed = await runJobs(jobs, { slots, alone, out, args, onDone });
   for (const name of failed) process.stderr.write(`${name}: failed; run the same command again to go on\n`);
   return failed.length === 0;
 }
