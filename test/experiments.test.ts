@@ -176,7 +176,7 @@ describe("report", () => {
     saveResults(results, { experiment: "decoding", planned: 2, records: records.slice(0, 1) });
     writeFileSync(`${results}.md`, "before\n<!-- decoding -->\nold\n<!-- end decoding -->\nafter\n");
     expect(await report([decoding, recall], results)).toEqual(["decoding"]);
-    expect(readdirSync(results).sort()).toEqual(["decoding.json", "decoding.md", "decoding.svg"]);
+    expect(readdirSync(results).sort()).toEqual(["decoding.json", "decoding.svg"]);
     const half = readFileSync(`${results}.md`, "utf8");
     expect(half).toContain("| power | 100 | 1.250 | 0.500 |");
     expect(half).toContain("**Not complete: 1 of 2 runs.**");

@@ -54,10 +54,12 @@ export function toMarkdown(findings: Findings, results: ResultsFile, plot: strin
   ].join("\n");
 }
 
-/** Keeps what was measured so far. */
-export function saveResults(folder: string, results: ResultsFile): void {
+/** Keeps what was measured so far, a line for each run. */
+export function saveResults(folder: string, { experiment, planned, records }: ResultsFile): void {
   mkdirSync(folder, { recursive: true });
-  writeFileSync(join(folder, `${results.experiment}.json`), `${JSON.stringify(results, undefined, 1)}\n`);
+  const lines = records.map((record) => `  ${JSON.stringify(record)}`).join(",\n");
+  const text = `{ "experiment": "${experiment}", "planned": ${planned}, "records": [\n${lines}\n] }\n`;
+  writeFileSync(join(folder, `${experiment}.json`), text);
 }
 
 /** The page with the part between <!-- NAME --> and <!-- end NAME --> replaced. */
@@ -71,8 +73,8 @@ export function replaced(page: string, name: string, part: string): string {
 }
 
 /**
- * NAME.md and NAME.svg from each NAME.json in a folder of results, and their place in the page FOLDER.md, if there is
- * such a page. Returns the names of what was found.
+ * Draws NAME.svg from each NAME.json in a folder of results, and writes its table into the page FOLDER.md, or into
+ * NAME.md where there is no such page. Returns the names of what was found.
  */
 export async function report(experiments: readonly Experiment[], folder: string): Promise<string[]> {
   const { linePlot } = await import("../plot.js"); // the drawing library is for development only
@@ -86,10 +88,11 @@ export async function report(experiments: readonly Experiment[], folder: string)
     const findings = experiment.findings(results.records);
     const { title, series, axes } = findings;
     writeFileSync(join(folder, `${name}.svg`), linePlot({ title, series, ...axes }));
-    writeFileSync(join(folder, `${name}.md`), `## ${title}\n\n${toMarkdown(findings, results, `${name}.svg`)}`);
     if (existsSync(page)) {
       const part = toMarkdown(findings, results, `${basename(folder)}/${name}.svg`);
       writeFileSync(page, replaced(readFileSync(page, "utf8"), name, part));
+    } else {
+      writeFileSync(join(folder, `${name}.md`), `## ${title}\n\n${toMarkdown(findings, results, `${name}.svg`)}`);
     }
     found.push(name);
   }
