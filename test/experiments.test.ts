@@ -39,6 +39,14 @@ function recordsOf<V>(experiment: Experiment<V>, seeds: number, value: (settings
 
 const flat = (ends: number[], loss: number) => ends.map((end): [number, number] => [end, loss]);
 
+const token = (attention: "power" | "softmax", position: number, milliseconds: number, mib: number) => ({
+  ...{ attention, position, milliseconds, bytes: mib * 2 ** 20 },
+});
+const tokens = [
+  ...[token("power", 100, 1.25, 1), token("power", 30000, 1.25, 1)],
+  ...[token("softmax", 100, 2, 1), token("softmax", 30000, 9, 3)],
+];
+
 describe("experiments", () => {
   it("compare kinds of attention by the mean over seeds, against softmax", () => {
     const loss = ({ kind, seed }: JobRecord["settings"]) => (kind === "softmax" ? 2 : 1.5) + Number(seed) / 10;
@@ -120,14 +128,11 @@ describe("experiments", () => {
   });
 
   it("compare the first token with the last", () => {
-    const point = (position: number, milliseconds: number) => ({ position, milliseconds, bytes: 2 ** 20 });
-    const value = ({ attention }: JobRecord["settings"]) => [
-      point(100, 2),
-      point(30000, attention === "power" ? 2 : 9),
-    ];
-    const { rows, seen } = decoding.findings(recordsOf(decoding, 1, value));
-    expect(rows[3]).toEqual(["softmax", 30000, 9, 1]);
-    expect(seen[1]).toBe("softmax: a token at position 30,000 takes 4.50 times as long as at 100.");
+    const { rows, seen } = decoding.findings(recordsOf(decoding, 1, () => tokens));
+    expect(rows[3]).toEqual(["softmax", 30000, 9, 3]);
+    expect(seen[1]).toBe(
+      "softmax: at position 30,000 a token takes 4.50 times as long as at 100, with 3.00 times the memory.",
+    );
   });
 
   it("ask every key once, with the value that it was told with", () => {
@@ -169,16 +174,13 @@ describe("experiments", () => {
 describe("report", () => {
   it("puts tables and plots made from the kept numbers into the page", async () => {
     const results = join(folder, "results");
-    const value = ({ attention }: JobRecord["settings"]) => [
-      { position: 100, milliseconds: attention === "power" ? 1.25 : 2.5, bytes: 2 ** 19 },
-    ];
-    const records = recordsOf(decoding, 1, value);
-    saveResults(results, { experiment: "decoding", planned: 2, records: records.slice(0, 1) });
+    const kept = recordsOf(decoding, 1, () => tokens);
+    saveResults(results, { experiment: "decoding", planned: 2, records: kept });
     writeFileSync(`${results}.md`, "before\n<!-- decoding -->\nold\n<!-- end decoding -->\nafter\n");
     expect(await report([decoding, recall], results)).toEqual(["decoding"]);
     expect(readdirSync(results).sort()).toEqual(["decoding.json", "decoding.svg"]);
     const half = readFileSync(`${results}.md`, "utf8");
-    expect(half).toContain("| power | 100 | 1.250 | 0.500 |");
+    expect(half).toContain("| power | 100 | 1.250 | 1 |");
     expect(half).toContain("**Not complete: 1 of 2 runs.**");
     expect(half).toContain("(results/decoding.svg)");
     expect(half).toContain(
@@ -186,10 +188,12 @@ describe("report", () => {
     );
     expect(half).toMatch(/^before\n<!-- decoding -->\n\n\|[\s\S]*\n<!-- end decoding -->\nafter\n$/);
     expect(half).not.toContain("old");
-    saveResults(results, { experiment: "decoding", planned: 2, records });
+    const changed = kept.map((record) => ({ ...record, value: tokens.map((t) => ({ ...t, milliseconds: 7 })) }));
+    saveResults(results, { experiment: "decoding", planned: 1, records: changed });
     await report([decoding], results);
     const whole = readFileSync(`${results}.md`, "utf8");
-    expect(whole).toContain("| softmax | 100 | 2.500 | 0.500 |");
+    expect(whole).toContain("| power | 100 | 7 | 1 |");
+    expect(whole).not.toContain("1.250");
     expect(whole).not.toContain("Not complete");
     expect(() => replaced("nothing", "decoding", "")).toThrow(/needs a line <!-- decoding -->/);
   });

@@ -58,7 +58,7 @@ export function textRun({
   const config = {
     ...{ ...MODEL, ...KINDS[kind] },
     ...{ contextLength, batchSize: TOKENS_PER_STEP / contextLength, positions, seed, steps },
-    ...{ learningRate: 0.004, minLearningRate: 0.0004, evalEvery: Math.ceil(steps / 8), evalBatches: 16 },
+    ...{ learningRate: 0.004, minLearningRate: 0.0004, evalEvery: Math.ceil(steps / 8), evalBatches: 8 },
     ...{ saveEvery: 200, sampleTokens: 0 },
   };
   return {
