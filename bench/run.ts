@@ -1,9 +1,9 @@
+import { execFileSync } from "node:child_process";
 import { readFileSync, writeFileSync } from "node:fs";
 import { availableParallelism, cpus } from "node:os";
 import { parseArgs } from "node:util";
 import { accuracy } from "./accuracy.js";
 import { chunkStateQuestion } from "./chunk-state.js";
-import { commit } from "./commit.js";
 import { Context, type Question } from "./context.js";
 import { crossover } from "./crossover.js";
 import { firstResult } from "./first-result.js";
@@ -44,6 +44,16 @@ const USAGE = `npm run bench -- [options]
   --device wasm      the device to measure
   --quick            short sequences and few rounds: to see that it runs
 `;
+
+function commit(): string {
+  try {
+    const git = (...args: string[]) => execFileSync("git", args, { encoding: "utf8" }).trim();
+    const changed = git("status", "--porcelain", "--untracked-files=no") === "" ? "" : " with changes";
+    return git("rev-parse", "--short", "HEAD") + changed;
+  } catch {
+    return "unknown"; // not a git checkout
+  }
+}
 
 function progress(line: string): void {
   process.stderr.write(`${line}\n`);
