@@ -67,6 +67,9 @@ export class WebGpuStorage extends Storage {
   }
 }
 
+/** Tile shapes by kernel; see the kernels for what the numbers mean. */
+export type TunedTiles = Record<string, Record<string, number>>;
+
 interface Kernel {
   pipeline: GPUComputePipeline;
   layout: GPUBindGroupLayout;
@@ -108,7 +111,7 @@ export class WebGpuDevice extends Device {
   /** The shape that tensor-core kernels are made for; undefined where kernels are the portable ones. */
   readonly matrixUnits: MatrixUnits | undefined;
   /** Tile shapes by kernel that replace the table's, as the tune command finds them. */
-  readonly tuned: Record<string, Record<string, number>> = {};
+  readonly tuned: TunedTiles = {};
   readonly #kernels = new Map<string, Kernel>();
   readonly #constants = new Map<string, Tensor>();
   readonly #pool: BufferPool;

@@ -48,8 +48,9 @@ export function chooseTile(
   rows: number,
   columns: number,
   batch: number,
+  tuned?: MatmulTile,
 ): MatmulTile | undefined {
-  const fits = TILES.filter(
+  const fits = [...(tuned ? [tuned] : []), ...TILES].filter(
     (tile) =>
       tileBytes(tile, units) <= limits.maxComputeWorkgroupStorageSize &&
       tile.down * tile.across * units.subgroupSize <= limits.maxComputeInvocationsPerWorkgroup &&
