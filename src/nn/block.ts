@@ -31,7 +31,11 @@ export class Block extends Module {
   }
 
   forward(x: Tensor, cache?: AttentionCache): Tensor {
-    const attended = this.attention.forward(this.norm1.forward(x), cache, x);
+    if (cache) {
+      const attended = this.attention.write(x, this.norm1.before, cache);
+      return this.mlp.afterNorm(attended, this.norm2.before, attended);
+    }
+    const attended = this.attention.forward(this.norm1.forward(x), undefined, x);
     return this.mlp.forward(this.norm2.forward(attended), attended);
   }
 }
