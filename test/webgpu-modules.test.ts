@@ -4,7 +4,7 @@ import { getDevice } from "../src/devices/get-device.js";
 import { adamw } from "../src/ops/adamw/index.js";
 import { crossEntropy, linearCrossEntropy } from "../src/ops/cross-entropy/index.js";
 import { embedding } from "../src/ops/embedding/index.js";
-import { layerNorm } from "../src/ops/layer-norm/index.js";
+import { layerNorm, norm } from "../src/ops/layer-norm/index.js";
 import { linear } from "../src/ops/linear/index.js";
 import { normLinear } from "../src/ops/linear/norm-linear.js";
 import { rmsNorm } from "../src/ops/rms-norm/index.js";
@@ -82,6 +82,15 @@ describeOnGpu("operations of modules on webgpu", () => {
           value,
         });
       }
+      const stream = (x: Tensor, w: Tensor) => {
+        const { output, passed } = norm("norm", x, w, undefined, width > 1, 1e-5);
+        return output.add(passed);
+      };
+      await expectLikeOracle(device, oracle, `a stream past a norm ${width}`, stream, {
+        shapes: shapes.slice(0, 2),
+        dtype,
+        value,
+      });
       await expectLikeOracle(device, oracle, `rms norm ${width}`, (x, w) => rmsNorm(x, w), {
         shapes: shapes.slice(0, 2),
         dtype,

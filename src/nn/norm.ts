@@ -1,4 +1,4 @@
-import { layerNorm } from "../ops/layer-norm/index.js";
+import { layerNorm, norm } from "../ops/layer-norm/index.js";
 import type { NormBefore } from "../ops/linear/contract.js";
 import { rmsNorm } from "../ops/rms-norm/index.js";
 import type { DType } from "../tensor/dtype.js";
@@ -31,6 +31,11 @@ export class LayerNorm extends Module {
     return { weight: this.weight, bias: this.bias, epsilon: this.epsilon, centered: true };
   }
 
+  /** The norm of x, and x for the residual stream to go on with: see `norm`. */
+  passing(x: Tensor): { output: Tensor; passed: Tensor } {
+    return norm("layerNorm", x, this.weight, this.bias, true, this.epsilon, outputOf(x, this.options));
+  }
+
   forward(x: Tensor): Tensor {
     return layerNorm(x, this.weight, this.bias, this.epsilon, outputOf(x, this.options));
   }
@@ -52,6 +57,11 @@ export class RMSNorm extends Module {
   /** As `normLinear` takes it. */
   get before(): NormBefore {
     return { weight: this.weight, bias: undefined, epsilon: this.epsilon, centered: false };
+  }
+
+  /** The norm of x, and x for the residual stream to go on with: see `norm`. */
+  passing(x: Tensor): { output: Tensor; passed: Tensor } {
+    return norm("rmsNorm", x, this.weight, undefined, false, this.epsilon, outputOf(x, this.options));
   }
 
   forward(x: Tensor): Tensor {

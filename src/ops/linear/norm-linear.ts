@@ -11,7 +11,7 @@ type Arguments = [x: Tensor, before: NormBefore, weight: Tensor, end: LinearEnd]
 /** One after the other. */
 function apart(...[x, { weight, bias, epsilon, centered }, matrix, end]: Arguments): Tensor {
   return noGrad(() =>
-    scope(() => linear(norm("norm", x, weight, bias, centered, epsilon, matrix.dtype), matrix, end.bias, end)),
+    scope(() => linear(norm("norm", x, weight, bias, centered, epsilon, matrix.dtype).output, matrix, end.bias, end)),
   );
 }
 
