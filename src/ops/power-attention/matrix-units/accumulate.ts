@@ -3,6 +3,7 @@ import type { KernelSource } from "../../../devices/webgpu/kernel.js";
 import {
   columnMatrices,
   declareSums,
+  each,
   matrices,
   multiplyAdd,
   rowStride,
@@ -19,8 +20,29 @@ import { MAKE_FEATURES, type PowerTiles, powerConstants } from "./tiles.js";
  * Σ_t weight_t · φ(x_t) y_tᵀ over the tokens of a chunk: [features × tokens] by [tokens × columns]. Features are made in
  * workgroup memory, token by token, and read from there transposed.
  */
-const body = (tiles: PowerTiles, columns: number) => {
-  const { groups, down, across } = tiles.accumulate;
+const body = (tiles: PowerTiles, columns: number, degree: number) => {
+  const { groups, steps, down, across } = tiles.accumulate;
+  const lanes = down * across * tiles.subgroupSize;
+  // At degree 2 a lane makes features of the same two blocks all along, and fetches its next tokens' while it multiplies.
+  const ahead = degree === 2 && (steps * groups) % lanes === 0;
+  const ownTokens = (steps * groups) / lanes;
+  const octets = (steps * columns) / 8;
+  const ownOctets = Math.ceil(octets / lanes);
+  const within = (k: number, text: string) =>
+    (k + 1) * lanes <= octets ? text : `if (lane + ${k * lanes}u < ${octets}u) { ${text} }`;
+  const laneAt = (k: number) => `(lane + ${k * lanes}u)`;
+  const fetch = `
+    ${each(
+      ownTokens,
+      (k) => `{ let row = row0 + base + ${laneAt(k)} % STEPS;
+      first_${k} = load4_x(row * X_OCTETS + (word_${k} & 255u) / 8u);
+      octet_${k} = load4_x(row * X_OCTETS + (word_${k} >> 24u));
+      weight_${k} = f16(exp2(FEATURE_EXPONENT) * load_tokens(4u * row + 3u)); }`,
+    )}
+    ${each(ownOctets, (k) => within(k, `value_${k} = load4_y((row0 + base) * Y_OCTETS + lane + ${k * lanes}u);`))}`;
+  const make = `
+    ${each(ownTokens, (k) => `make_square(first_${k}, octet_${k}, weight_${k}, (${laneAt(k)} % STEPS) * PHI_STRIDE + 8u * (${laneAt(k)} / STEPS));`)}
+    ${each(ownOctets, (k) => within(k, `values[(${laneAt(k)} / Y_OCTETS) * Y_STRIDE + ${laneAt(k)} % Y_OCTETS] = value_${k};`))}`;
   const own = (groups * GROUP) / (down * tiles.M);
   const matricesAcross = columnMatrices(columns / across, tiles);
   return `${matrices(tiles)}
@@ -42,11 +64,26 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   let ownRow = ((lane / SUBGROUP) / ACROSS) * OWN_ROWS;
   let ownColumn = ((lane / SUBGROUP) % ACROSS) * OWN_COLUMNS;
   ${declareSums(own, matricesAcross)}
+  ${
+    ahead
+      ? `${each(
+          ownTokens,
+          (k) => `let word_${k} = bitcast<u32>(load_octets(8u * (id.x * GROUPS + ${laneAt(k)} / STEPS)));
+  var first_${k} = vec4u(0); var octet_${k} = vec4u(0); var weight_${k} = 0.0h;`,
+        )}
+  ${each(ownOctets, (k) => `var value_${k} = vec4u(0);`)}`
+      : ""
+  }
   for (var member = 0u; member < P.members; member++) {
     let row0 = ((line * P.members + member) * P.chunks + chunk) * CHUNK_ROWS;
-    for (var base = 0u; base < CHUNK_ROWS; base += STEPS) {
+    var base = 0u;
+    ${ahead ? fetch : ""}
+    while (base < CHUNK_ROWS) {
       workgroupBarrier();
-      for (var n = lane; n < STEPS * GROUPS; n += LANES) {
+      ${
+        ahead
+          ? make
+          : `for (var n = lane; n < STEPS * GROUPS; n += LANES) {
         let token = n % STEPS;
         let group = n / STEPS;
         let row = row0 + base + token;
@@ -55,8 +92,11 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
       }
       for (var n = lane; n < STEPS * Y_OCTETS; n += LANES) {
         values[(n / Y_OCTETS) * Y_STRIDE + n % Y_OCTETS] = load4_y((row0 + base) * Y_OCTETS + n);
+      }`
       }
       workgroupBarrier();
+      base += STEPS;
+      ${ahead ? `if (base < CHUNK_ROWS) { ${fetch} }` : ""}
       for (var step = 0u; step < STEPS; step += MATRIX_K) {
         ${multiplyAdd(
           own,
@@ -121,7 +161,7 @@ export function accumulate(
       s: { dtype: "f32", access: "write" },
     },
     parameters: { states: "u32", chunks: "u32", members: "u32", features: "u32" },
-    body: body(tiles, columns),
+    body: body(tiles, columns, degree),
   };
   const s = empty([batch, heads, chunks, features, columns], device, "f32");
   device.dispatch(source, {

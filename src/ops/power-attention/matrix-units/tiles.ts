@@ -82,18 +82,19 @@ fn half_of(row: u32, i: u32) -> f16 {
   let word = load4_x(row * X_OCTETS + i / 8u)[(i / 2u) & 3u];
   return select(halves(word).x, halves(word).y, (i & 1u) == 1u);
 }
-fn make_group(row: u32, weight: f16, group: u32, at: u32) {
-  if (DEGREE == 2) {
-    // All prefixes of a block of x, times one octet.
-    let word = bitcast<u32>(load_octets(8u * group));
-    let first = load4_x(row * X_OCTETS + (word & 255u) / 8u);
-    let octet = load4_x(row * X_OCTETS + (word >> 24u));
+// Degree 2: all prefixes of a block of x, times one octet.
+fn make_square(first: vec4u, octet: vec4u, weight: f16, at: u32) {
 ${each(
   4,
-  (k) => `let pair_${k} = halves(first.${"xyzw"[k]}) * weight;
-    phi[at + ${2 * k}u] = times(octet, pair_${k}.x);
-    phi[at + ${2 * k + 1}u] = times(octet, pair_${k}.y);`,
+  (k) => `  let pair_${k} = halves(first.${"xyzw"[k]}) * weight;
+  phi[at + ${2 * k}u] = times(octet, pair_${k}.x);
+  phi[at + ${2 * k + 1}u] = times(octet, pair_${k}.y);`,
 )}
+}
+fn make_group(row: u32, weight: f16, group: u32, at: u32) {
+  if (DEGREE == 2) {
+    let word = bitcast<u32>(load_octets(8u * group));
+    make_square(load4_x(row * X_OCTETS + (word & 255u) / 8u), load4_x(row * X_OCTETS + (word >> 24u)), weight, at);
     return;
   }
   for (var k = 0u; k < 8u; k++) {
