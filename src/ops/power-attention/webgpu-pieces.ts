@@ -98,7 +98,8 @@ export function forwardInPieces(forward: PowerForward): PowerForward {
             plan,
           )
         : undefined,
-      saved: results[0].saved.map((_, k) => all(({ saved }) => saved[k])),
+      // Per-query sums and outputs; what else a piece kept is made again.
+      saved: results[0].saved.slice(0, 2).map((_, k) => all(({ saved }) => saved[k])),
     };
   };
 }

@@ -11,6 +11,8 @@ import {
   backwardOnMatrixUnits,
   chunkStateBytes,
   forwardOnMatrixUnits,
+  keptOf,
+  keptTensors,
   leavingState,
   tilesFor,
 } from "./matrix-units/index.js";
@@ -20,7 +22,7 @@ import { backwardInPieces, forwardInPieces } from "./webgpu-pieces.js";
 import { finishGradient, normalise, normaliseBackward, zerosLike } from "./webgpu-rows.js";
 
 /** Most bytes of chunk states alive at once; beyond it the sequence is taken in parts that hand on their state. */
-const STATES_BUDGET = 512 * 2 ** 20;
+const STATES_BUDGET = 2 ** 30;
 
 /** A part of a call: whole sequences, or a run of chunks of a single one. */
 interface Part {
@@ -105,19 +107,24 @@ function forwardHalves(plan: PowerPlan, inputs: PowerInputs, tiles: PowerTiles) 
   const output = empty(shape, q.device, q.dtype);
   const finals: State[] = [];
   let carried: Partial<State> | undefined;
-  for (const part of partsOf(plan, q)) {
+  const parts = partsOf(plan, q);
+  let kept: Tensor[] = [];
+  for (const part of parts) {
     if (part.time[0] === 0) carried = takeState(inputs.initialState, part);
     const result = { y: take(y, part), rowSum: take(rowSum, part), output: take(output, part) };
     const last = part.time[1] === time;
     const wantLast = plan.returnFinalState || !last;
     const divide = normalize === "sum";
-    carried = forwardOnMatrixUnits(part.plan, tiles, takeInputs(inputs, part), divide, result, carried, wantLast);
+    const own = takeInputs(inputs, part);
+    const done = forwardOnMatrixUnits(part.plan, tiles, own, divide, result, carried, wantLast);
+    carried = done.last;
     if (last && carried) finals.push(carried as State);
+    if (parts.length === 1) kept = keptTensors(done.kept);
   }
   const finalState = plan.returnFinalState ? gather(finals, plan, q) : undefined;
-  if (normalize === "sum") return { output, finalState, saved: [rowSum, y] };
+  if (normalize === "sum") return { output, finalState, saved: [rowSum, y, ...kept] };
   const unrounded = normalise(normalize, y, rowSum, "f32");
-  return { output: cast(unrounded, q.dtype), finalState, saved: [rowSum, unrounded] };
+  return { output: cast(unrounded, q.dtype), finalState, saved: [rowSum, unrounded, ...kept] };
 }
 
 function forward(plan: PowerPlan, inputs: PowerInputs) {
@@ -234,6 +241,7 @@ function halfGradients(
   inputs: PowerInputs,
   { dy, dsum, dFinal }: Arriving,
   into: { q: Tensor; k: Tensor; v: Tensor },
+  kept: readonly Tensor[],
 ): Ends {
   const parts = partsOf(plan, inputs.q);
   const leaving = (part: Part, carried: Partial<State> | undefined) =>
@@ -250,7 +258,8 @@ function halfGradients(
     }
     const own = { q: take(into.q, part), k: take(into.k, part), v: take(into.v, part) };
     const upstream = { dy: take(dy, part), dsum: take(dsum, part), first, dLast };
-    dLast = backwardOnMatrixUnits(part.plan, tiles, takeInputs(inputs, part), upstream, own, first !== undefined);
+    const given = takeInputs(inputs, part);
+    dLast = backwardOnMatrixUnits(part.plan, tiles, given, upstream, own, first !== undefined, keptOf(kept));
     if (part.time[0] === 0 && dLast) dInitials.unshift(dLast as State);
   }
   return { finals, dInitials };
@@ -265,7 +274,7 @@ function backward(
 ): ReturnType<PowerBackward> {
   const { q, k, v, logG, initialState } = inputs;
   const dOut = upstream.output ?? zerosLike(output.shape, q, output.dtype);
-  const [rowSum, unrounded = output] = saved;
+  const [rowSum, unrounded = output, ...kept] = saved;
   const [dQ, dK, dV] = [q, k, v].map((x) => empty(x.shape, q.device, "f32"));
   const { s, z } = upstream.finalState ?? {};
   const dFinal = s || z ? { s, z } : undefined;
@@ -273,7 +282,7 @@ function backward(
   const tiles = plan.time > 0 ? tilesFor(plan, q) : undefined;
   const into = { q: dQ, k: dK, v: dV };
   const { finals, dInitials } = tiles
-    ? halfGradients(plan, tiles, inputs, arriving, into)
+    ? halfGradients(plan, tiles, inputs, arriving, into, kept)
     : portableGradients(plan, inputs, arriving, into);
 
   const degree = logG && plan.degree;

@@ -96,7 +96,32 @@ const enteringStates = (
   wantLast: boolean,
 ) => chunkStates(plan, tiles, keys, { side: "keys", x: keys.k, y: keys.v, levels: keys.levels, first, wantLast });
 
-/** Fills `result`, and returns the state that leaves where `wantLast`. */
+/** What a forward makes that its backward would make again. */
+interface Kept {
+  q: Packed;
+  keys: PackedKeys;
+  entering: ChunkStates | undefined;
+}
+
+/** What was kept, as tensors in a row, and back. */
+export function keptTensors({ q, keys, entering }: Kept): Tensor[] {
+  const { k, v, valueLargest, levels } = keys;
+  const packed = [q, k, v].flatMap(({ values, exponents }) => [values, exponents]);
+  return [...packed, valueLargest, levels.tokens, levels.largest, ...(entering ? [entering.s, entering.factors] : [])];
+}
+
+export function keptOf(tensors: readonly Tensor[]): Kept | undefined {
+  if (tensors.length === 0) return undefined;
+  const [q, k, v] = [0, 2, 4].map((at) => {
+    const [values, exponents] = tensors.slice(at);
+    return { values, exponents, octets: values.shape[1] / OCTET };
+  });
+  const [valueLargest, tokens, largest, s, factors] = tensors.slice(6);
+  const keys = { k, v, valueLargest, levels: { tokens, largest } };
+  return { q, keys, entering: s && { s, factors, last: undefined } };
+}
+
+/** Fills `result`; returns the state that leaves where `wantLast`, and what the backward can use again. */
 export function forwardOnMatrixUnits(
   plan: SequencePlan,
   tiles: PowerTiles,
@@ -105,7 +130,7 @@ export function forwardOnMatrixUnits(
   result: Output,
   first: Partial<State> | undefined,
   wantLast: boolean,
-): State | undefined {
+): { last: State | undefined; kept: Kept } {
   const keys = packKeys(plan, tiles, inputs);
   const q = packRows(plan, inputs.q, tiles.stepMultiple);
   const near = pairs(plan, tiles, q, keys.k, keys.v, keys.levels);
@@ -117,7 +142,7 @@ export function forwardOnMatrixUnits(
     reads && states ? { read: read(plan, tiles, q, states.s, octets, firstChunk), states, firstChunk } : undefined;
   const { sumAt } = valueOctets(plan.valueDim, tiles);
   finish(plan, divide, near, far, q, keys.levels, keys.valueLargest, sumAt, result);
-  return states?.last;
+  return { last: states?.last, kept: { q, keys, entering: far?.states } };
 }
 
 /** The state alone that leaves the last chunk. */
@@ -147,12 +172,13 @@ export function backwardOnMatrixUnits(
   { dy: dyGiven, dsum, first, dLast }: HalfUpstream,
   into: { q: Tensor; k: Tensor; v: Tensor },
   wantFirst: boolean,
+  kept: Kept | undefined,
 ): State | undefined {
   const { sumAt } = valueOctets(plan.valueDim, tiles);
   const [, octets] = orderOf(plan, tiles, inputs.q);
-  const keys = packKeys(plan, tiles, inputs);
+  const keys = kept?.keys ?? packKeys(plan, tiles, inputs);
   const { k, v, valueLargest } = keys;
-  const q = packRows(plan, inputs.q, tiles.stepMultiple);
+  const q = kept?.q ?? packRows(plan, inputs.q, tiles.stepMultiple);
   const dy = packGradients(plan, dyGiven, dsum, valueLargest, tiles);
   const queryLevels = levels(plan, q, inputs.gates, dy);
   const later = laterLevels(plan, queryLevels);
@@ -160,7 +186,7 @@ export function backwardOnMatrixUnits(
 
   const firstChunk = first ? 0 : 1;
   const reads = plan.chunks > firstChunk;
-  const entering = reads ? enteringStates(plan, tiles, keys, first, false) : undefined;
+  const entering = reads ? (kept?.entering ?? enteringStates(plan, tiles, keys, first, false)) : undefined;
   const throughFeatures = (side: "queries" | "keys", x: Packed, y: Packed, states: ChunkStates, from: number) =>
     plan.degree === 2
       ? squareGradient(plan, tiles, x, y, states.s, sumAt, from)
