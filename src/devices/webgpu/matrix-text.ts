@@ -76,3 +76,25 @@ alias Left = subgroup_matrix_left<f16, ${K}, ${M}>;
 ${widths.map((N) => `alias Right${N} = subgroup_matrix_right<f16, ${N}, ${K}>; alias Result${N} = subgroup_matrix_result<f32, ${N}, ${M}>;`).join("\n")}
 `;
 }
+
+/**
+ * A tile that comes into registers while the one before is in use: `lines` lines of `octets` octets from `source(n)`, to
+ * `target` with lines `stride` apart. `declare` once, `fetch` and then `keep` for each tile.
+ */
+export function tileAhead(
+  name: string,
+  { lines, octets, stride, lanes }: { lines: number; octets: number; stride: number; lanes: number },
+  source: (n: string) => string,
+) {
+  const size = lines * octets;
+  const count = Math.ceil(size / lanes);
+  const within = (k: number, text: string) =>
+    (k + 1) * lanes <= size ? text : `if (lane + ${k * lanes}u < ${size}u) { ${text} }`;
+  const n = (k: number) => (k === 0 ? "lane" : `(lane + ${k * lanes}u)`);
+  const place = (k: number) => (stride === octets ? n(k) : `${n(k)} / ${octets}u * ${stride}u + ${n(k)} % ${octets}u`);
+  return {
+    declare: each(count, (k) => `var ${name}_next_${k} = vec4u(0);`),
+    fetch: each(count, (k) => within(k, `${name}_next_${k} = ${source(n(k))};`)),
+    keep: each(count, (k) => within(k, `${name}[${place(k)}] = ${name}_next_${k};`)),
+  };
+}

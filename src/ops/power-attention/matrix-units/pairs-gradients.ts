@@ -7,6 +7,7 @@ import {
   matrices,
   multiplyAdd,
   rowStride,
+  tileAhead,
 } from "../../../devices/webgpu/matrix-text.js";
 import { empty, type Tensor } from "../../../tensor/tensor.js";
 import type { SequencePlan } from "../contract.js";
@@ -89,10 +90,8 @@ const store = (name: string, binding: string, width: string, own: number, column
 }`,
   );
 
-const tileOf = (name: string, binding: string, octets: string, stride: string, others: string, row: string) => `
-for (var n = lane; n < ${others} * ${octets}; n += LANES) {
-  ${name}[(n / ${octets}) * ${stride} + n % ${octets}] = load4_${binding}((${row}) * ${octets} + n);
-}`;
+const tilesAhead = (lanes: number, others: number) => (name: string, octets: number, source: (n: string) => string) =>
+  tileAhead(name, { lines: others, octets, stride: rowStride(octets), lanes }, source);
 
 const SHARED = `${POWER}
 fn first_half(word: u32) -> f32 { return f32(bitcast<vec2<f16>>(word).x); }
@@ -105,12 +104,18 @@ interface Sizes {
 }
 
 /** Σ_j g_ij k_j with g_ij = (dy_i·v_j + dsum_i) · (q_i·k_j)^(p−1) · 2^(L_j − the largest L up to i). */
-const queriesBody = (tiles: PowerTiles, { xOctets, sumAt }: Sizes) => {
+const queriesBody = (tiles: PowerTiles, { xOctets, yOctets, sumAt }: Sizes) => {
   const { rows, keys, down } = tiles.pairsQueries;
   const own = rows / (down * tiles.M);
   const [xSteps, ySteps] = [xOctets, sumAt].map((octets) => (octets * 8) / tiles.K);
   const keyMatrices = columnMatrices(keys, tiles);
   const columns = columnMatrices(xOctets * 8, tiles);
+  const ahead = tilesAhead(down * tiles.subgroupSize, keys);
+  const keyTile = ahead("keys", xOctets, (n) => `load4_k((keyRow0 + key0) * X_OCTETS + ${n})`);
+  const valueTile = ahead("values", yOctets, (n) => `load4_v((keyRow0 + key0) * Y_OCTETS + ${n})`);
+  const fetch = `${keyTile.fetch}
+    ${valueTile.fetch}
+    if (lane < OTHERS) { level = load_keyTokens(4u * (keyRow0 + key0 + lane)); }`;
   return `${matrices(tiles)}
 const LANES = DOWN * SUBGROUP;
 const OWN_ROWS = ROWS / DOWN;
@@ -137,12 +142,22 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   ${keepRows("dy", "dy", "Y_OCTETS", "row0", own, ySteps, tiles)}
   ${declare("dq", own, columns)}
   let end = min(CHUNK_ROWS, first + ROWS);
-  for (var key0 = 0u; key0 < end; key0 += OTHERS) {
+  var key0 = 0u;
+  var level = 0.0;
+  ${keyTile.declare}
+  ${valueTile.declare}
+  ${fetch}
+  loop {
     workgroupBarrier();
-    ${tileOf("keys", "k", "X_OCTETS", "X_STRIDE", "OTHERS", "keyRow0 + key0")}
-    ${tileOf("values", "v", "Y_OCTETS", "Y_STRIDE", "OTHERS", "keyRow0 + key0")}
-    if (lane < OTHERS) { keyLevels[lane] = load_keyTokens(4u * (keyRow0 + key0 + lane)); }
+    ${keyTile.keep}
+    ${valueTile.keep}
+    if (lane < OTHERS) { keyLevels[lane] = level; }
     workgroupBarrier();
+    let now = key0;
+    key0 += OTHERS;
+    if (key0 < end) {
+      ${fetch}
+    }
     ${scoreAll("q", "keys", "X_STRIDE", "scores", keyMatrices, own, xSteps, tiles)}
     ${scoreAll("dy", "values", "Y_STRIDE", "changes", keyMatrices, own, ySteps, tiles)}
     workgroupBarrier();
@@ -153,7 +168,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
       let most = load_keyTokens(4u * (keyRow0 + inChunk) + 1u) - GRADIENT_EXPONENT;
       let dsum = first_half(load4_dy((row0 + inChunk) * Y_OCTETS + SUM_AT).x);
       let at = row * SCORE_STRIDE + 8u * octet;
-      let place = first + row - key0 - 8u * octet; // of the row among the octet's keys; beyond 2^31 where it is before them
+      let place = first + row - now - 8u * octet; // of the row among the octet's keys; beyond 2^31 where it is before them
       let ends = select(0u, min(place + 1u, 8u), place < 0x80000000u);
 ${each(
   8,
@@ -166,6 +181,7 @@ ${each(
     for (var step = 0u; step < OTHERS; step += MATRIX_K) {
       ${spread("dq", "weights", "keys", "X_STRIDE", own, columns, tiles)}
     }
+    if (key0 >= end) { break; }
   }
   ${store("dq", "dQ", "8u * X_OCTETS", own, columns, tiles)}
 }`;
@@ -175,12 +191,21 @@ ${each(
  * Σ_i h_ij q_i and Σ_i w_ij dy_i over the queries from a key on, with L and largest ones of queries:
  * w_ij = (q_i·k_j)^p · 2^(L_i − the largest L from j on), h_ij = (dy_i·v_j + dsum_i) · (q_i·k_j)^(p−1) · the same.
  */
-const keysBody = (tiles: PowerTiles, { xOctets, sumAt }: Sizes) => {
+const keysBody = (tiles: PowerTiles, { xOctets, yOctets, sumAt }: Sizes) => {
   const { rows, queries, down } = tiles.pairsKeys;
   const own = rows / (down * tiles.M);
   const [xSteps, ySteps] = [xOctets, sumAt].map((octets) => (octets * 8) / tiles.K);
   const queryMatrices = columnMatrices(queries, tiles);
   const [xColumns, yColumns] = [xOctets, sumAt].map((octets) => columnMatrices(octets * 8, tiles));
+  const ahead = tilesAhead(down * tiles.subgroupSize, queries);
+  const queryTile = ahead("queries", xOctets, (n) => `load4_q((queryRow0 + query0) * X_OCTETS + ${n})`);
+  const gradientTile = ahead("gradients", yOctets, (n) => `load4_dy((queryRow0 + query0) * Y_OCTETS + ${n})`);
+  const fetch = `${queryTile.fetch}
+    ${gradientTile.fetch}
+    if (lane < OTHERS) {
+      level = load_queryTokens(4u * (queryRow0 + query0 + lane));
+      dsum = first_half(load4_dy((queryRow0 + query0 + lane) * Y_OCTETS + SUM_AT).x);
+    }`;
   return `${matrices(tiles)}
 const LANES = DOWN * SUBGROUP;
 const OWN_ROWS = ROWS / DOWN;
@@ -208,17 +233,28 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   ${keepRows("v", "v", "Y_OCTETS", "row0", own, ySteps, tiles)}
   ${declare("dk", own, xColumns)}
   ${declare("dv", own, yColumns)}
+  var level = 0.0;
+  var dsum = 0.0;
+  ${queryTile.declare}
+  ${gradientTile.declare}
   for (var member = 0u; member < P.members; member++) {
     let queryRow0 = (((line / P.chunks) * P.members + member) * P.chunks + chunk) * CHUNK_ROWS;
-    for (var query0 = first / OTHERS * OTHERS; query0 < CHUNK_ROWS; query0 += OTHERS) {
+    var query0 = first / OTHERS * OTHERS;
+    ${fetch}
+    loop {
       workgroupBarrier();
-      ${tileOf("queries", "q", "X_OCTETS", "X_STRIDE", "OTHERS", "queryRow0 + query0")}
-      ${tileOf("gradients", "dy", "Y_OCTETS", "Y_STRIDE", "OTHERS", "queryRow0 + query0")}
+      ${queryTile.keep}
+      ${gradientTile.keep}
       if (lane < OTHERS) {
-        queryLevels[lane] = load_queryTokens(4u * (queryRow0 + query0 + lane));
-        dsums[lane] = first_half(load4_dy((queryRow0 + query0 + lane) * Y_OCTETS + SUM_AT).x);
+        queryLevels[lane] = level;
+        dsums[lane] = dsum;
       }
       workgroupBarrier();
+      let now = query0;
+      query0 += OTHERS;
+      if (query0 < CHUNK_ROWS) {
+        ${fetch}
+      }
       ${scoreAll("k", "queries", "X_STRIDE", "scores", queryMatrices, own, xSteps, tiles)}
       ${scoreAll("v", "gradients", "Y_STRIDE", "changes", queryMatrices, own, ySteps, tiles)}
       workgroupBarrier();
@@ -227,7 +263,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
         let octet = n / ROWS;
         let most = load_later(row0 + min(first + row, CHUNK_ROWS - 1u));
         let at = row * SCORE_STRIDE + 8u * octet;
-        let place = query0 + 8u * octet - first - row; // of the octet's first query after the row; beyond 2^31 where it is before
+        let place = now + 8u * octet - first - row; // of the octet's first query after the row; beyond 2^31 where it is before
         let begins = select(0u, min(0u - place, 8u), place >= 0x80000000u);
 ${each(
   8,
@@ -245,6 +281,7 @@ ${each(
         { ${spread("dv", "weights", "gradients", "Y_STRIDE", own, yColumns, tiles)} }
         { ${spread("dk", "pulls", "queries", "X_STRIDE", own, xColumns, tiles)} }
       }
+      if (query0 >= CHUNK_ROWS) { break; }
     }
   }
   ${store("dk", "dK", "8u * X_OCTETS", own, xColumns, tiles)}

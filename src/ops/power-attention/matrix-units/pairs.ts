@@ -8,6 +8,7 @@ import {
   multiplyAdd,
   rowStride,
   storeSums,
+  tileAhead,
 } from "../../../devices/webgpu/matrix-text.js";
 import { empty, type Tensor } from "../../../tensor/tensor.js";
 import type { SequencePlan } from "../contract.js";
@@ -41,6 +42,14 @@ const body = (tiles: PowerTiles, xOctets: number, columns: number) => {
   const xSteps = (xOctets * 8) / tiles.K;
   const keyMatrices = columnMatrices(keys, tiles);
   const valueMatrices = columnMatrices(columns, tiles);
+  const lanes = down * tiles.subgroupSize;
+  const ahead = (name: string, octets: number, source: (n: string) => string) =>
+    tileAhead(name, { lines: keys, octets, stride: rowStride(octets), lanes }, source);
+  const keyTile = ahead("keys", xOctets, (n) => `load4_k((keyRow0 + key0) * X_OCTETS + ${n})`);
+  const valueTile = ahead("values", columns / 8, (n) => `load4_v((keyRow0 + key0) * V_OCTETS + ${n})`);
+  const fetch = `${keyTile.fetch}
+    ${valueTile.fetch}
+    if (lane < KEYS) { level = load_tokens(4u * (keyRow0 + key0 + lane)); }`;
   return `${matrices(tiles)}
 const LANES = DOWN * SUBGROUP;
 const OWN_ROWS = ROWS / DOWN;
@@ -74,16 +83,22 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   )}
   ${declareSums(own, valueMatrices)}
   let end = min(CHUNK_ROWS, first + ROWS);
-  for (var key0 = 0u; key0 < end; key0 += KEYS) {
+  var key0 = 0u;
+  var level = 0.0;
+  ${keyTile.declare}
+  ${valueTile.declare}
+  ${fetch}
+  loop {
     workgroupBarrier();
-    for (var n = lane; n < KEYS * X_OCTETS; n += LANES) {
-      keys[(n / X_OCTETS) * X_STRIDE + n % X_OCTETS] = load4_k((keyRow0 + key0) * X_OCTETS + n);
-    }
-    for (var n = lane; n < KEYS * V_OCTETS; n += LANES) {
-      values[(n / V_OCTETS) * V_STRIDE + n % V_OCTETS] = load4_v((keyRow0 + key0) * V_OCTETS + n);
-    }
-    if (lane < KEYS) { keyLevels[lane] = load_tokens(4u * (keyRow0 + key0 + lane)); }
+    ${keyTile.keep}
+    ${valueTile.keep}
+    if (lane < KEYS) { keyLevels[lane] = level; }
     workgroupBarrier();
+    let now = key0;
+    key0 += KEYS;
+    if (key0 < end) {
+      ${fetch}
+    }
     ${keyMatrices
       .map(
         ({ octet, width }) => `{
@@ -107,7 +122,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
       let octet = n / ROWS;
       let most = load_tokens(4u * (keyRow0 + min(first + row, CHUNK_ROWS - 1u)) + 1u) - WEIGHT_EXPONENT;
       let at = row * SCORE_STRIDE + 8u * octet;
-      let place = first + row - key0 - 8u * octet; // of the row among the octet's keys; beyond 2^31 where it is before them
+      let place = first + row - now - 8u * octet; // of the row among the octet's keys; beyond 2^31 where it is before them
       let ends = select(0u, min(place + 1u, 8u), place < 0x80000000u);
 ${each(
   8,
@@ -127,6 +142,7 @@ ${each(
           `subgroupMatrixLoad<Right${width}, row_major>(&values, step * V_STRIDE + ${octet}u, V_STRIDE)`,
       )}
     }
+    if (key0 >= end) { break; }
   }
   ${each(
     own,

@@ -52,7 +52,7 @@ export function powerTiles(
     ...{ ...matrices, stepMultiple: Math.max(K, OCTET), columnMultiple: OCTET },
     accumulate: { groups: 4, steps: 32, down: 4, across: 1, ...tuned.accumulate },
     read: { tokens: 256, down: 8, across: 1, ...tuned.read },
-    pairs: { rows: 128, keys: 16, down: 4, ...tuned.pairs },
+    pairs: { rows: 64, keys: 16, down: 4, ...tuned.pairs },
     pairsQueries: { rows: 64, keys: 16, down: 4, ...tuned.pairsQueries },
     pairsKeys: { rows: 64, queries: 16, down: 4, ...tuned.pairsKeys },
     gradient: { down: 2, ...tuned.gradient },
