@@ -84,24 +84,7 @@ export function gateSums(plan: Gated, logG: Tensor | undefined, like: Tensor): T
   return gates;
 }
 
-const gateGradientKernel = (constants: {
-  FROM_QUERIES: boolean;
-  FROM_KEYS: boolean;
-  PREFIX: boolean;
-  PER_CHUNK: boolean;
-}): KernelSource => ({
-  name: "gate-gradient",
-  constants,
-  tensors: {
-    fromQueries: { dtype: "f32", access: "read" },
-    fromKeys: { dtype: "f32", access: "read" },
-    perChunk: { dtype: "f32", access: "read" },
-    dLogG: { dtype: "f32", access: "write" },
-  },
-  parameters: { time: "u32", heads: "u32", group: "u32", chunkSize: "u32", chunks: "u32" },
-  body: `
-var<workgroup> sums: array<f32, 256>;
-
+const TERM = `
 fn term(b: u32, t: u32, head: u32) -> f32 {
   var value = 0.0;
   if (FROM_QUERIES) {
@@ -111,7 +94,58 @@ fn term(b: u32, t: u32, head: u32) -> f32 {
   if (FROM_KEYS) { value -= load_fromKeys((b * P.time + t) * P.heads + head); }
   return value;
 }
+`;
 
+/** All that the tokens of each block receive, [B, blocks, H]. */
+const gateTotalsKernel = (constants: { FROM_QUERIES: boolean; FROM_KEYS: boolean }): KernelSource => ({
+  name: "gate-totals",
+  constants,
+  tensors: {
+    fromQueries: { dtype: "f32", access: "read" },
+    fromKeys: { dtype: "f32", access: "read" },
+    totals: { dtype: "f32", access: "write" },
+  },
+  parameters: { time: "u32", heads: "u32", group: "u32", chunkSize: "u32", chunks: "u32" },
+  body: `
+var<workgroup> sums: array<f32, 256>;
+${TERM}
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane: u32) {
+  let start = id.x * P.chunkSize;
+  let end = min(start + P.chunkSize, P.time);
+  var total = 0.0;
+  for (var t = start + lane; t < end; t += 256u) { total += term(id.z, t, id.y); }
+  sums[lane] = total;
+  for (var reach = 128u; reach > 0u; reach /= 2u) {
+    workgroupBarrier();
+    if (lane < reach) { sums[lane] += sums[lane + reach]; }
+  }
+  if (lane == 0u) { store_totals((id.z * P.chunks + id.x) * P.heads + id.y, sums[0]); }
+}`,
+});
+
+const gateGradientKernel = (constants: {
+  FROM_QUERIES: boolean;
+  FROM_KEYS: boolean;
+  PREFIX: boolean;
+  PER_CHUNK: boolean;
+  /** The chunks are blocks of a longer one: perChunk has one value for all, and blocks receive what later ones do too. */
+  BLOCKS: boolean;
+}): KernelSource => ({
+  name: "gate-gradient",
+  constants,
+  tensors: {
+    fromQueries: { dtype: "f32", access: "read" },
+    fromKeys: { dtype: "f32", access: "read" },
+    perChunk: { dtype: "f32", access: "read" },
+    totals: { dtype: "f32", access: "read" },
+    dLogG: { dtype: "f32", access: "write" },
+  },
+  parameters: { time: "u32", heads: "u32", group: "u32", chunkSize: "u32", chunks: "u32" },
+  body: `
+var<workgroup> sums: array<f32, 256>;
+
+${TERM}
 // One workgroup for each chunk of each head: sums from each token to the chunk's end, 256 tokens at a time.
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane: u32) {
@@ -120,7 +154,15 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane:
   let start = chunk * P.chunkSize;
   let end = min(start + P.chunkSize, P.time);
   var after = 0.0;
-  if (PER_CHUNK) { after = load_perChunk((id.z * P.chunks + chunk) * P.heads + head); }
+  if (PER_CHUNK) { after = load_perChunk(select(id.z * P.chunks + chunk, id.z, BLOCKS) * P.heads + head); }
+  if (BLOCKS) {
+    var later = 0.0;
+    for (var n = chunk + 1u + lane; n < P.chunks; n += 256u) { later += load_totals((id.z * P.chunks + n) * P.heads + head); }
+    sums[lane] = later;
+    workgroupBarrier();
+    for (var k = 0u; k < 256u; k++) { after += sums[k]; }
+    workgroupBarrier();
+  }
   if (PREFIX) {
     // What comes before a token is all minus what comes from it on.
     var total = 0.0;
@@ -151,6 +193,9 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane:
 }`,
 });
 
+/** Tokens of a block of a long chunk. */
+const BLOCK = 1024;
+
 /**
  * Gradient of logG [B, T, H] from what each token's sum G_t receives. φ and s^p are homogeneous of degree p, so that is
  * q_t·dq_t / p − k_t·dk_t / p, given as `queries` [B, T, Hq] and `keys` [B, T, H]; G sums logG from the chunk's start,
@@ -162,26 +207,24 @@ export function gateGradient(
   like: Tensor,
   parts: { queries?: Tensor; keys?: Tensor; perChunk?: Tensor; prefix?: boolean },
 ): Tensor {
-  const { batch, time, heads, queryHeads, chunkSize, chunks } = plan;
-  const dLogG = empty([batch, time, heads], like.device, "f32");
+  const { batch, time, heads, queryHeads } = plan;
+  const device = webgpuDevice(like);
   const none = absent(like);
-  webgpuDevice(like).dispatch(
-    gateGradientKernel({
-      FROM_QUERIES: parts.queries !== undefined,
-      FROM_KEYS: parts.keys !== undefined,
-      PREFIX: parts.prefix ?? false,
-      PER_CHUNK: parts.perChunk !== undefined,
-    }),
-    {
-      tensors: {
-        fromQueries: parts.queries ?? none,
-        fromKeys: parts.keys ?? none,
-        perChunk: parts.perChunk ?? none,
-        dLogG,
-      },
-      parameters: { time, heads, group: queryHeads / heads, chunkSize, chunks },
-      workgroups: [chunks, heads, batch],
-    },
-  );
+  const sources = { FROM_QUERIES: parts.queries !== undefined, FROM_KEYS: parts.keys !== undefined };
+  const from = { fromQueries: parts.queries ?? none, fromKeys: parts.keys ?? none };
+  // One long chunk would be one workgroup for each head.
+  const blocks = plan.chunks === 1 && time > 2 * BLOCK && !parts.prefix;
+  const { chunkSize, chunks } = blocks ? { chunkSize: BLOCK, chunks: Math.ceil(time / BLOCK) } : plan;
+  const parameters = { time, heads, group: queryHeads / heads, chunkSize, chunks };
+  const workgroups = [chunks, heads, batch];
+  const totals = blocks ? empty([batch, chunks, heads], device, "f32") : none;
+  if (blocks) device.dispatch(gateTotalsKernel(sources), { tensors: { ...from, totals }, parameters, workgroups });
+  const dLogG = empty([batch, time, heads], device, "f32");
+  const kinds = { PREFIX: parts.prefix ?? false, PER_CHUNK: parts.perChunk !== undefined, BLOCKS: blocks };
+  device.dispatch(gateGradientKernel({ ...sources, ...kinds }), {
+    tensors: { ...from, perChunk: parts.perChunk ?? none, totals, dLogG },
+    parameters,
+    workgroups,
+  });
   return dLogG;
 }

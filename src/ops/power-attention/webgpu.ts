@@ -11,6 +11,7 @@ import {
   backwardOnMatrixUnits,
   chunkStateBytes,
   forwardOnMatrixUnits,
+  type HalfGradients,
   keptOf,
   keptTensors,
   leavingState,
@@ -188,13 +189,9 @@ function partEntries(
   return entries;
 }
 
-function portableGradients(
-  plan: PowerPlan,
-  inputs: PowerInputs,
-  { dy, dsum, dFinal }: Arriving,
-  { q: dQ, k: dK, v: dV }: { q: Tensor; k: Tensor; v: Tensor },
-): Ends {
-  const { q } = inputs;
+function portableGradients(plan: PowerPlan, inputs: PowerInputs, { dy, dsum, dFinal }: Arriving): Ends & HalfGradients {
+  const { q, k, v } = inputs;
+  const [dQ, dK, dV] = [q, k, v].map((x) => empty(x.shape, q.device, "f32"));
   const states = readsState(plan) || dFinal !== undefined;
   const parts = partsOf(plan, q);
   const entries = partEntries(plan, states ? parts : [], inputs.initialState, (part, carried) => {
@@ -232,7 +229,12 @@ function portableGradients(
     readState(own, "keys", given.k, dStates, gates, dv, undefined, true);
     for (const gradient of [dStates.s, dStates.z]) gradient.dispose();
   }
-  return { finals, dInitials };
+  const degree = plan.gated ? plan.degree : undefined;
+  const [fromQ, fromK] = [finishGradient(q, dQ, degree), finishGradient(k, dK, degree)];
+  return {
+    ...{ finals, dInitials, q: fromQ.result, k: fromK.result, v: finishGradient(v, dV, undefined).result },
+    products: fromQ.products && fromK.products && { q: fromQ.products, k: fromK.products },
+  };
 }
 
 function halfGradients(
@@ -240,9 +242,13 @@ function halfGradients(
   tiles: PowerTiles,
   inputs: PowerInputs,
   { dy, dsum, dFinal }: Arriving,
-  into: { q: Tensor; k: Tensor; v: Tensor },
   kept: readonly Tensor[],
-): Ends {
+): Ends & HalfGradients {
+  const like = (x: Tensor) => empty(x.shape, x.device, x.dtype);
+  const products = (x: Tensor) => empty(x.shape.slice(0, 3), x.device, "f32");
+  const { q, k, v } = inputs;
+  const into: HalfGradients = { q: like(q), k: like(k), v: like(v) };
+  if (plan.gated) into.products = { q: products(q), k: products(k) };
   const parts = partsOf(plan, inputs.q);
   const leaving = (part: Part, carried: Partial<State> | undefined) =>
     leavingState(part.plan, tiles, takeInputs(inputs, part), carried);
@@ -256,13 +262,14 @@ function halfGradients(
       dLast = takeState(dFinal, part);
       if (plan.gated && dFinal) finals.unshift(leaving(part, first) as State);
     }
-    const own = { q: take(into.q, part), k: take(into.k, part), v: take(into.v, part) };
+    const share = (x: { q: Tensor; k: Tensor }) => ({ q: take(x.q, part), k: take(x.k, part) });
+    const own = { ...share(into), v: take(into.v, part), products: into.products && share(into.products) };
     const upstream = { dy: take(dy, part), dsum: take(dsum, part), first, dLast };
     const given = takeInputs(inputs, part);
     dLast = backwardOnMatrixUnits(part.plan, tiles, given, upstream, own, first !== undefined, keptOf(kept));
     if (part.time[0] === 0 && dLast) dInitials.unshift(dLast as State);
   }
-  return { finals, dInitials };
+  return { finals, dInitials, ...into };
 }
 
 function backward(
@@ -272,30 +279,24 @@ function backward(
   saved: readonly Tensor[],
   upstream: Parameters<PowerBackward>[4],
 ): ReturnType<PowerBackward> {
-  const { q, k, v, logG, initialState } = inputs;
+  const { q, logG, initialState } = inputs;
   const dOut = upstream.output ?? zerosLike(output.shape, q, output.dtype);
   const [rowSum, unrounded = output, ...kept] = saved;
-  const [dQ, dK, dV] = [q, k, v].map((x) => empty(x.shape, q.device, "f32"));
   const { s, z } = upstream.finalState ?? {};
   const dFinal = s || z ? { s, z } : undefined;
   const arriving = { ...normaliseBackward(plan.normalize, dOut, unrounded, rowSum), dFinal };
   const tiles = plan.time > 0 ? tilesFor(plan, q) : undefined;
-  const into = { q: dQ, k: dK, v: dV };
-  const { finals, dInitials } = tiles
-    ? halfGradients(plan, tiles, inputs, arriving, into, kept)
-    : portableGradients(plan, inputs, arriving, into);
+  const { finals, dInitials, products, ...gradients } = tiles
+    ? halfGradients(plan, tiles, inputs, arriving, kept)
+    : portableGradients(plan, inputs, arriving);
 
-  const degree = logG && plan.degree;
-  const [fromQ, fromK] = [finishGradient(q, dQ, degree), finishGradient(k, dK, degree)];
   // All of the sequence as one chunk: what the keys of a chunk give up, the queries of later chunks receive.
   const whole = { ...plan, chunkSize: Math.max(plan.time, 1), chunks: Math.min(plan.time, 1) };
   const perChunk =
     logG && dFinal && stateInnerProducts({ ...whole, chunks: 1 }, dFinal, gather(finals, plan, q), absent(q), false);
   return {
-    q: fromQ.result,
-    k: fromK.result,
-    v: finishGradient(v, dV, undefined).result,
-    logG: logG && gateGradient(whole, q, { queries: fromQ.products, keys: fromK.products, perChunk }),
+    ...{ q: gradients.q, k: gradients.k, v: gradients.v },
+    logG: logG && gateGradient(whole, q, { queries: products?.q, keys: products?.k, perChunk }),
     initialState: initialState && gather(dInitials, plan, q),
   };
 }

@@ -164,13 +164,21 @@ export interface HalfUpstream {
   dLast: Partial<State> | undefined;
 }
 
-/** Fills f32 gradients of q, k and v, contiguous; returns that of the state that entered where `wantFirst`. */
+/** Contiguous, in the dtypes of what they are gradients of; and where gates want them, q·dq / degree and k·dk / degree, f32. */
+export interface HalfGradients {
+  q: Tensor;
+  k: Tensor;
+  v: Tensor;
+  products?: { q: Tensor; k: Tensor };
+}
+
+/** Fills gradients of q, k and v; returns that of the state that entered where `wantFirst`. */
 export function backwardOnMatrixUnits(
   plan: SequencePlan,
   tiles: PowerTiles,
   inputs: HalfInputs,
   { dy: dyGiven, dsum, first, dLast }: HalfUpstream,
-  into: { q: Tensor; k: Tensor; v: Tensor },
+  into: HalfGradients,
   wantFirst: boolean,
   kept: Kept | undefined,
 ): State | undefined {
@@ -203,18 +211,11 @@ export function backwardOnMatrixUnits(
   const farV = arriving && read(plan, tiles, k, arriving.s, octets, 0);
 
   const shared = { keys: keys.levels, later, dy, valueLargest };
-  joinGradient(
-    plan,
-    "q",
-    { ...shared, near: near.dQ, far: undefined, ...farQ, states: entering, firstChunk, x: q },
-    into.q,
-  );
-  joinGradient(
-    plan,
-    "k",
-    { ...shared, near: near.dK, far: undefined, ...farK, states: arriving, firstChunk: 0, x: k },
-    into.k,
-  );
+  const parts = {
+    q: { ...shared, near: near.dQ, far: undefined, ...farQ, states: entering, firstChunk, x: q },
+    k: { ...shared, near: near.dK, far: undefined, ...farK, states: arriving, firstChunk: 0, x: k },
+  };
+  for (const what of ["q", "k"] as const) joinGradient(plan, what, parts[what], into[what], into.products?.[what]);
   joinGradient(plan, "v", { ...shared, near: near.dV, far: farV, states: arriving, firstChunk: 0, x: k }, into.v);
   return arriving?.last;
 }

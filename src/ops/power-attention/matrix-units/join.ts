@@ -1,6 +1,7 @@
 import { webgpuDevice } from "../../../devices/webgpu/device.js";
 import type { KernelSource } from "../../../devices/webgpu/kernel.js";
-import type { Tensor } from "../../../tensor/tensor.js";
+import type { DType } from "../../../tensor/dtype.js";
+import { empty, type Tensor } from "../../../tensor/tensor.js";
 import type { SequencePlan } from "../contract.js";
 import { absent } from "../webgpu-gates.js";
 import type { Levels } from "./levels.js";
@@ -24,7 +25,7 @@ const KIND = { q: QUERIES, k: KEYS, v: VALUES };
  *
  * What came through sums of weights may be a part of its own: dq with e_v besides, dk without.
  */
-const kernel = (constants: Record<string, number | boolean>): KernelSource => ({
+const kernel = (dtype: DType, constants: Record<string, number | boolean>): KernelSource => ({
   name: "join-gradient",
   constants,
   tensors: {
@@ -37,7 +38,9 @@ const kernel = (constants: Record<string, number | boolean>): KernelSource => ({
     gradients: { dtype: "f32", access: "read" },
     valueLargest: { dtype: "f32", access: "read" },
     factors: { dtype: "f32", access: "read" },
-    dx: { dtype: "f32", access: "write" },
+    x: { dtype: "f16", access: "read" },
+    dx: { dtype, access: "write" },
+    products: { dtype: "f32", access: "write" },
   },
   parameters: {
     time: "u32",
@@ -48,6 +51,7 @@ const kernel = (constants: Record<string, number | boolean>): KernelSource => ({
     width: "u32",
     nearWidth: "u32",
     farWidth: "u32",
+    xWidth: "u32",
     firstChunk: "u32",
     rows: "u32",
     scaleLog: "f32",
@@ -58,11 +62,14 @@ fn exponent_of(magnitude: f32) -> f32 {
   return select(f32(i32(min(max(bits >> 23u, 1u) + 1u, 254u)) - 127), 0.0, bits == 0u);
 }
 
+var<workgroup> partial: array<f32, 256>;
+
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
         @builtin(local_invocation_index) lane: u32) {
-  let row = (id.x + id.y * groups.x) * 16u + lane / 16u; // counts b, t, head of x
-  if (row >= P.rows) { return; }
+  let place = (id.x + id.y * groups.x) * 16u + lane / 16u;
+  let alive = place < P.rows;
+  let row = min(place, P.rows - 1u); // counts b, t, head of x
   let xHead = row % (P.heads * P.members);
   let t = (row / (P.heads * P.members)) % P.time;
   let b = row / (P.heads * P.members * P.time);
@@ -96,13 +103,32 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
     farFactor = exp2(far) * load_factors(${FACTORS}u * line + 5u);
     sumFactor = exp2(far + select(-valueE, valueE, KIND == QUERIES)) * load_factors(${FACTORS}u * line + 6u);
   }
-  for (var i = lane % 16u; i < P.width; i += 16u) {
-    var value = nearFactor * load_near(at * P.nearWidth + i);
+  var dot = 0.0;
+  for (var i = 2u * (lane % 16u); i < P.width; i += 32u) {
+    let from_near = at * P.nearWidth + i;
+    var value = nearFactor * vec2f(load_near(from_near), load_near(from_near + 1u));
     if (reads) {
-      value += farFactor * load_far(at * P.farWidth + i);
-      if (SUMS) { value += sumFactor * load_farSums(at * P.farWidth + i); }
+      let from_far = at * P.farWidth + i;
+      value += farFactor * vec2f(load_far(from_far), load_far(from_far + 1u));
+      if (SUMS) { value += sumFactor * vec2f(load_farSums(from_far), load_farSums(from_far + 1u)); }
     }
-    store_dx(row * P.width + i, value);
+    if (PRODUCTS) { dot += value.x * load_x(at * P.xWidth + i) + value.y * load_x(at * P.xWidth + i + 1u); }
+    if (!alive) { continue; }
+    let to = row * P.width + i;
+    if (EVEN) { store2_dx(to, value.x, value.y); }
+    else {
+      store_dx(to, value.x);
+      if (i + 1u < P.width) { store_dx(to + 1u, value.y); }
+    }
+  }
+  if (PRODUCTS) {
+    partial[lane] = dot;
+    workgroupBarrier();
+    if (alive && lane % 16u == 0u) {
+      var total = 0.0;
+      for (var k = 0u; k < 16u; k++) { total += partial[lane + k]; }
+      store_products(row, exp2(load_exponents(at)) * total / (DEGREE_LESS_1 + 1.0));
+    }
   }
 }`,
 });
@@ -121,8 +147,17 @@ export interface JoinInputs {
   valueLargest: Tensor;
 }
 
-/** Fills dx [B, T, heads, width] f32, contiguous. */
-export function joinGradient(plan: SequencePlan, what: keyof typeof KIND, inputs: JoinInputs, dx: Tensor): void {
+/**
+ * Fills dx [B, T, heads, width], contiguous, and where given `products` [B, T, heads] f32 with x·dx / degree, which is what
+ * gates want.
+ */
+export function joinGradient(
+  plan: SequencePlan,
+  what: keyof typeof KIND,
+  inputs: JoinInputs,
+  dx: Tensor,
+  products?: Tensor,
+): void {
   const { near, far, farSums, states, firstChunk, keys, later, x, dy, valueLargest } = inputs;
   const { time, heads, chunkSize, chunks, degree, scale } = plan;
   const device = webgpuDevice(near);
@@ -130,7 +165,9 @@ export function joinGradient(plan: SequencePlan, what: keyof typeof KIND, inputs
   const [, , xHeads, width] = dx.shape;
   const rows = dx.size / width;
   device.dispatch(
-    kernel({
+    kernel(dx.dtype, {
+      PRODUCTS: products !== undefined,
+      EVEN: width % 2 === 0,
       ...{ QUERIES, KEYS, VALUES, KIND: KIND[what] },
       DEGREE_LESS_1: degree - 1,
       STATES: far !== undefined,
@@ -149,12 +186,15 @@ export function joinGradient(plan: SequencePlan, what: keyof typeof KIND, inputs
         gradients: dy.exponents,
         valueLargest,
         factors: states?.factors ?? none,
+        x: x.values,
         dx,
+        products: products ?? empty([1], device, "f32"),
       },
       parameters: {
         ...{ time, heads, members: xHeads / heads, chunkSize, chunks, width, firstChunk, rows },
         nearWidth: near.shape[1],
         farWidth: far?.shape[1] ?? 0,
+        xWidth: x.values.shape[1],
         scaleLog: degree * Math.log2(Math.abs(scale)),
       },
       workgroups: device.spread(Math.ceil(rows / 16)),

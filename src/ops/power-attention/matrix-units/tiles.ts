@@ -23,7 +23,7 @@ export interface PowerTiles extends Matrices {
 }
 
 /** The most that one of the kernels binds. */
-const BINDINGS = 9;
+const BINDINGS = 12;
 
 /** The tiles of a GPU, or undefined where matrix units have no shape that fits. */
 export function powerTiles(
