@@ -3,6 +3,8 @@ import { getDevice } from "../src/devices/get-device.js";
 import { OracleDevice } from "../src/devices/oracle.js";
 import { chunkAttention } from "../src/ops/chunk-attention/index.js";
 import { chunkState } from "../src/ops/chunk-state/index.js";
+import { crossEntropy } from "../src/ops/cross-entropy/index.js";
+import { embedding } from "../src/ops/embedding/index.js";
 import { featureMap } from "../src/ops/feature-map/index.js";
 import { gateCheck } from "../src/ops/gate-check/index.js";
 import { queryState } from "../src/ops/query-state/index.js";
@@ -323,15 +325,27 @@ describe("bad input", () => {
   });
 });
 
-describe.each(["oracle", "wasm"] as const)("gate check on %s", async (kind) => {
-  const own = await getDevice(kind);
-  it("finds the first value above 0, in a view too", () => {
+describe.each(READY.powerFull)("gate check on %s", (kind) => {
+  // Where reading is asynchronous it is only done in check mode, and the error comes with the next read or sync.
+  it("finds the first value above 0, in a view too", async () => {
+    const own = await getDevice(kind, { check: true });
     const values = [0, -1, Number.NaN, Number.NEGATIVE_INFINITY, 2 ** -20, 3];
     const logG = tensor(values, [6], { device: own });
-    expect(gateCheck(own, logG)).toEqual({ at: 4, value: 2 ** -20 });
-    expect(gateCheck(own, logG.slice(0, 5, 6))).toEqual({ at: 0, value: 3 });
-    expect(gateCheck(own, logG.slice(0, 0, 4))).toBe(undefined);
-    expect(gateCheck(own, logG.slice(0, 0, 0))).toBe(undefined);
+    const found = async (view: Tensor) => {
+      try {
+        gateCheck(own, view, (at, value) => new RangeError(`${value} at ${at}`));
+        await own.sync();
+      } catch (error) {
+        return String(error);
+      }
+    };
+    expect(await found(logG)).toBe(`RangeError: ${2 ** -20} at 4`);
+    expect(await found(logG.slice(0, 5, 6))).toBe("RangeError: 3 at 0");
+    expect(await found(logG.slice(0, 0, 4))).toBe(undefined);
+    expect(await found(logG.slice(0, 0, 0))).toBe(undefined);
+    const many = new Float32Array(1000).fill(-1).fill(1, 700);
+    expect(await found(tensor(many, [1000], { device: own }))).toBe("RangeError: 1 at 700");
+    own.dispose();
   });
 });
 
@@ -342,6 +356,40 @@ describe.each(READY.powerFull)("check mode on %s", (kind) => {
     // At once, or where reading is asynchronous at the next read.
     const run = async () => powerFull(q, q, q).data();
     await expect(run()).rejects.toThrow(/^powerFull: produced a NaN/);
+    own.dispose();
+  });
+
+  it("refuses gates above 1, naming the function and the place", async () => {
+    const own = await getDevice(kind, { check: true });
+    const q = randn([2, 5, 3, 4], { device: own, seed: 1 });
+    const logG = tensor(
+      Array.from({ length: 30 }, (_, k) => (k === 17 ? 0.5 : -1)),
+      [2, 5, 3],
+      { device: own },
+    );
+    const refused =
+      /^[a-zA-Z.]+: logG must hold logs of gates in \(0, 1\], so at most 0, got 0.5 at \[1, 0, 2\]; pass logS/;
+    await expect((async () => powerFull(q, q, q, { logG }).data())()).rejects.toThrow(refused);
+    await expect((async () => chunkState(q, q, { logG, degree: 2, chunkSize: 5 }).s.data())()).rejects.toThrow(refused);
+    // The device goes on, and what came before the fault is reported first.
+    expect((await powerFull(q, q, q).data()).every(Number.isFinite)).toBe(true);
+    own.dispose();
+  });
+
+  it("refuses ids and targets out of range", async () => {
+    const own = await getDevice(kind, { check: true });
+    const weight = tensor([1, 2, 3, 4, 5, 6], [3, 2], { device: own });
+    const ids = (...values: number[]) => tensor(values, [values.length], { device: own, dtype: "i32" });
+    const look = async (...values: number[]) => embedding(weight, ids(...values)).data();
+    expect([...(await look(2, 0))]).toEqual([5, 6, 1, 2]);
+    await expect(look(0, 2, 3, 7)).rejects.toThrow(
+      "embedding: ids must be from 0 to 2, got 3 at 2; check the tokenizer",
+    );
+    await expect(look(-1)).rejects.toThrow("embedding: ids must be from 0 to 2, got -1 at 0");
+    const lose = async (...values: number[]) => crossEntropy(weight, ids(...values)).data();
+    expect(await lose(1, -1, 0)).toHaveLength(1);
+    await expect(lose(1, 0, 2)).rejects.toThrow("crossEntropy: targets must be from 0 to 1, or -1, got 2 at 2");
+    await expect(lose(-2, 0, 0)).rejects.toThrow("crossEntropy: targets must be from 0 to 1, or -1, got -2 at 0");
     own.dispose();
   });
 });

@@ -37,7 +37,7 @@ test("the entry point exports what the documentation names", () => {
 test("the quickstart runs and prints shapes, device, threads and time", async () => {
   const { stdout } = await run(process.execPath, ["dist/examples/quickstart.js"], {
     cwd: root,
-    env: { ...process.env, POWER_ATTENTION_THREADS: "2" },
+    env: { ...process.env, POWER_ATTENTION_DEVICE: "wasm", POWER_ATTENTION_THREADS: "2" },
   });
   expect(stdout).toMatch(/device +wasm \(2 threads, 128-bit (relaxed )?SIMD\)/);
   expect(stdout).toMatch(/output +\[2, 1024, 8, 64\] bf16/);

@@ -2,9 +2,12 @@ import { execFileSync } from "node:child_process";
 import { existsSync } from "node:fs";
 import { expect, test } from "vitest";
 import { getDevice } from "../src/devices/get-device.js";
-import { findAdapter } from "../src/devices/webgpu/adapter.js";
-import { expectSame, type Problem, randomInputs, solve } from "./attention.js";
+import { findAdapter, requestDevice } from "../src/devices/webgpu/adapter.js";
+import { powerFull } from "../src/power-attention.js";
+import { randn, zeros } from "../src/tensor/create.js";
+import { expectClose, expectSame, type Problem, randomInputs, solve } from "./attention.js";
 import { describeOnGpu } from "./devices.js";
+import { limitedGpu } from "./limited-gpu.js";
 import { attentionTolerance } from "./tolerances.js";
 
 const tolerance = (name: string) => attentionTolerance("webgpu", "f32", name.startsWith("d") ? "gradient" : "output");
@@ -38,39 +41,96 @@ describeOnGpu("webgpu within the limits of small GPUs", () => {
     gpu.destroy();
   });
 
-  test("states beyond one binding are taken in parts that hand on their state", async () => {
-    const device = await getDevice("webgpu");
-    const problem: Problem = {
-      batch: 2,
-      time: 150,
-      queryHeads: 2,
-      heads: 2,
-      headDim: 64,
-      valueDim: 64,
-      degree: 2,
-      gated: true,
-      initial: true,
-      final: true,
+  test("running out of memory names what was needed and what helps, and the device goes on", async () => {
+    const gpu = limitedGpu(await requestDevice((await findAdapter())!), { memory: 16 * 2 ** 20 });
+    const device = await getDevice("webgpu", { device: gpu });
+    const q = randn([1, 256, 4, 16], { device, seed: 1 });
+    const run = async (chunkSize: number) => {
+      const output = powerFull(q, q, q, { chunkSize });
+      try {
+        return await output.data();
+      } finally {
+        output.dispose();
+      }
     };
-    const arrays = randomInputs(problem);
-    // 150 chunks of 2 states of 0.5 MiB each, twice: 305 MiB where 128 MiB may be all that one kernel sees.
-    const parts = await solve(device, { ...problem, options: { chunkSize: 1 } }, arrays);
-    const whole = await solve(device, { ...problem, options: { chunkSize: null } }, arrays);
-    expectSame(parts, whole, (name) => 4 * tolerance(name));
+    const expected = await run(128);
+    const kept = zeros([2 ** 20], { device });
+    const free = zeros([2 ** 20], { device });
+    free.dispose();
+    await device.sync();
+    const { used, reserved } = device.memory();
+    // 256 chunks of 4 states of 136 × 16 numbers, 9 MiB, where 16 − 8 − a little are left.
+    await expect(run(1)).rejects.toThrow(
+      /webgpu: out of memory: 10\.0 MiB more were needed beside [4-6]\.\d MiB in use and [4-5]\.\d MiB kept for reuse, which are free now. Free tensors.*chunkSize/,
+    );
+    expect(device.memory().used).toBe(used);
+    expect(device.memory().reserved).toBeLessThan(reserved - 4 * 2 ** 20);
+    kept.dispose();
+    expectClose(await run(1), expected, 1e-5, "output after running out of memory");
+    device.dispose();
+    gpu.destroy();
+  });
+
+  const small: Problem = {
+    batch: 2,
+    time: 9,
+    queryHeads: 6,
+    heads: 3,
+    headDim: 16,
+    valueDim: 16,
+    degree: 2,
+    gated: true,
+    initial: true,
+    final: true,
+    options: { chunkSize: 2 },
+  };
+  const headBytes = 4 * 136 * 16;
+
+  // 5 chunks of 3 heads, of a sequence at a time; then two heads at a time, and the third; then each head on its own.
+  test.each([7, 2, 1])("states beyond one binding are taken in parts: %i heads' states fit", async (fit) => {
+    const gpu = await requestDevice((await findAdapter())!);
+    const limits = { maxStorageBufferBindingSize: fit * headBytes };
+    const device = await getDevice("webgpu", { device: limitedGpu(gpu, { limits }) });
+    const oracle = await getDevice("oracle");
+    for (const change of [{}, { initial: false, gated: false }, { final: false, degree: 1 }]) {
+      const problem = { ...small, ...change };
+      const arrays = randomInputs(problem);
+      expectSame(await solve(device, problem, arrays), await solve(oracle, problem, arrays), tolerance);
+    }
+    device.dispose();
+    gpu.destroy();
+  });
+
+  test("a head's state beyond one binding is refused, with its size", async () => {
+    const gpu = await requestDevice((await findAdapter())!);
+    const limits = { maxStorageBufferBindingSize: headBytes - 4 };
+    const device = await getDevice("webgpu", { device: limitedGpu(gpu, { limits }) });
+    const q = randn([1, 4, 1, 16], { device, seed: 1 });
+    expect(() => powerFull(q, q, q, { chunkSize: 2 })).toThrow(
+      /powerFull: a head's state must fit the 0\.0 MiB .* got 0\.0 MiB \(expandedDim 136 × valueDim 16 × 4 bytes for degree 2, headDim 16\); use a lower degree/,
+    );
+    expect(powerFull(q, q, q, { chunkSize: null }).shape).toEqual([1, 4, 1, 16]);
+    device.dispose();
+    gpu.destroy();
   });
 
   test("a process that used the GPU exits by itself", () => {
-    const entry = new URL("../dist/src/devices/get-device.js", import.meta.url);
+    const entry = new URL("../dist/src/index.js", import.meta.url);
     if (!existsSync(entry)) return expect(existsSync(entry), "npm run build comes before the tests").toBe(true);
+    // Nothing is disposed, work is pending, and one device is of an instance of its own.
     const script = `
-      const { getDevice } = await import(${JSON.stringify(entry.href)});
-      const device = await getDevice("webgpu");
-      const storage = device.allocate("f32", 4);
-      device.write(storage, [1, 2, 3, 4]);
-      console.log((await device.read(storage, 0, 4)).join());`;
+      const { getDevice, powerFull, randn } = await import(${JSON.stringify(entry.href)});
+      for (const options of [undefined, { boundsChecks: false }]) {
+        const device = await getDevice("webgpu", options);
+        const q = randn([1, 6, 1, 4], { device, seed: 1, requiresGrad: true });
+        powerFull(q, q, q).sum().backward();
+        console.log((await q.grad.data()).length);
+        powerFull(q, q, q);
+      }`;
     for (let n = 0; n < 5; n++) {
+      // Throws where the exit code is not 0.
       const output = execFileSync(process.execPath, ["--input-type=module", "-e", script], { timeout: 30_000 });
-      expect(String(output).trim()).toBe("1,2,3,4");
+      expect(String(output).trim().split("\n")).toEqual(["24", "24"]);
     }
   });
 });

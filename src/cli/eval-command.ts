@@ -5,7 +5,8 @@ import { TokenFile } from "../data/index.js";
 import { evaluate } from "../eval/index.js";
 import { loadGPT } from "../models/index.js";
 import { findCheckpoint } from "../train/checkpoint.js";
-import { addDeviceOptions, deviceOf } from "./device.js";
+import { deviceFor } from "../train/device.js";
+import { addDeviceOptions } from "./device.js";
 import { numberOf, wholeOf } from "./options.js";
 
 /** Mean losses of a dozen spans of positions, each twice as long as the one before. */
@@ -33,7 +34,7 @@ export function evalCommand(): Command {
   return addDeviceOptions(command).action(async (checkpoint: string, tokens: string, flags) => {
     const folder = statSync(tokens, { throwIfNoEntry: false })?.isDirectory() ?? false;
     using file = TokenFile.open(folder ? join(tokens, "val.bin") : tokens);
-    const device = await deviceOf(flags);
+    const device = await deviceFor(flags);
     const { model } = await loadGPT(findCheckpoint(checkpoint, flags.best ? "best" : "last"), { device });
     const { contextLength, batchSize, batches } = flags;
     const result = await evaluate(model, file, { contextLength, batchSize, batches });

@@ -3,7 +3,8 @@ import { Command } from "commander";
 import { copySession, generate, loadSession, readPrompt, SAMPLE_DEFAULTS, saveSession } from "../generate/index.js";
 import { loadGPT } from "../models/index.js";
 import { findCheckpoint } from "../train/checkpoint.js";
-import { addDeviceOptions, deviceOf } from "./device.js";
+import { deviceFor } from "../train/device.js";
+import { addDeviceOptions } from "./device.js";
 import { numberOf, wholeOf } from "./options.js";
 import { interruption } from "./train-command.js";
 
@@ -45,7 +46,7 @@ export function generateCommand(): Command {
       throw new Error("generate: give the prompt as an argument or as a file, not both");
     }
     const text = flags.promptFile === undefined ? (prompt ?? "") : readInput(flags.promptFile);
-    const device = await deviceOf(flags);
+    const device = await deviceFor(flags);
     const folder = findCheckpoint(checkpoint, flags.best ? "best" : "last");
     const { model, tokenizer } = await loadGPT(folder, { device });
     let session = flags.loadState === undefined ? undefined : await loadSession(flags.loadState, model);

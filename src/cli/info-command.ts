@@ -1,7 +1,7 @@
 import { readFileSync } from "node:fs";
 import { availableParallelism } from "node:os";
 import { Command } from "commander";
-import { getDevice } from "../devices/get-device.js";
+import { defaultDevice, getDevice } from "../devices/get-device.js";
 
 /** The package's own version; package.json lies beside dist/ or src/. */
 export function packageVersion(): string {
@@ -27,19 +27,21 @@ export function infoCommand(): Command {
           devices[kind] = `not available (${error instanceof Error ? error.message : error})`;
         }
       }
+      const { kind, reason } = await defaultDevice();
       const facts = {
         "power-attention": packageVersion(),
         node: process.version,
         platform: `${process.platform} ${process.arch}`,
         cores: availableParallelism(),
         devices,
-        default: (await getDevice()).kind,
+        default: kind,
+        reason,
       };
       if (flags.json) {
         console.log(JSON.stringify(facts));
         return;
       }
-      const { devices: _, ...plain } = facts;
+      const { devices: _, reason: __, ...plain } = { ...facts, default: `${kind} (${reason})` };
       for (const [name, value] of Object.entries({ ...plain, ...devices })) console.log(`${name}: ${value}`);
     });
 }

@@ -4,11 +4,12 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { Command } from "commander";
 import { prepare, TokenFile } from "../data/index.js";
-import { getDevice } from "../devices/get-device.js";
 import { bigramLoss } from "../eval/index.js";
 import { generateText } from "../generate/index.js";
 import { loadGPT } from "../models/index.js";
+import { deviceFor } from "../train/device.js";
 import { findCheckpoint, hasCheckpoint, measureStep, type TrainConfig, train } from "../train/index.js";
+import { addDeviceOptions } from "./device.js";
 import { explain } from "./explain.js";
 import { numberOf, wholeOf } from "./options.js";
 import { TrainProgress } from "./progress.js";
@@ -39,12 +40,13 @@ const program = new Command("npm start --")
   .option("--minutes <number>", "how long to train, about", numberOf, 2.5)
   .option("--steps <number>", "how many updates to train instead", wholeOf)
   .option("--out <folder>", "where tokens and the run go", FOLDER)
-  .option("--threads <number>", "CPU threads (0: all cores)", wholeOf, 0)
   .option("--prompt <text>", "what the trained model goes on from", "The ")
   .addHelpText(
     "after",
     "\nExamples:\n  npm start -- ~/notes --extensions .txt,.md\n  npm start -- shakespeare.txt --minutes 10 --out runs/shakespeare",
   );
+
+addDeviceOptions(program);
 
 async function main(): Promise<void> {
   program.parse();
@@ -71,7 +73,7 @@ async function main(): Promise<void> {
   const baseline = bigramLoss(trainFile, valFile);
   console.log(`   a bigram model of this text has a held-out loss of ${baseline.toFixed(3)} nats per byte`);
 
-  const base = { ...MODEL, threads: flags.threads as number };
+  const base = { ...MODEL, device: flags.device as string, threads: flags.threads as number };
   const seconds = flags.steps === undefined ? await measureStep(base, trainFile) : 0;
   const wanted = (60 * flags.minutes) / seconds;
   const steps: number = flags.steps ?? Math.max(LEAST_STEPS, Math.round(wanted / 10) * 10);
@@ -102,7 +104,7 @@ async function main(): Promise<void> {
   console.log(`   report: ${result.report}`);
 
   console.log(`3. Writing on from ${JSON.stringify(flags.prompt)}`);
-  const device = await getDevice(undefined, flags.threads > 0 ? { threads: flags.threads } : undefined);
+  const device = await deviceFor(config);
   const { model, tokenizer } = await loadGPT(findCheckpoint(run, "best"), { device });
   const { text, stats } = await generateText(model, tokenizer, { prompt: flags.prompt, maxTokens: 400, seed: 1 });
   console.log(`\n${flags.prompt}${text}\n`);

@@ -109,6 +109,10 @@ test("sizes are what their names say, and nonsense is refused", () => {
   expect(() => make({ positions: "absolute" as "none" })).toThrow(/positions must be one of rotary, learned, none/);
   expect(() => gptConfig("huge" as "tiny", { vocabSize: 2 })).toThrow(/size must be one of tiny/);
   const learned = make({ positions: "learned" });
+  expect(() => learned.ids([0, -1, 1e6], [3])).toThrow(
+    /GPT\.ids: token ids must be from 0 to .*, got 1000000 at 2; use/,
+  );
+  expect(() => learned.ids([-2], [1])).toThrow(/got -2 at 0/);
   expect(() => learned.forward(learned.ids(new Int32Array(9), [1, 9]))).toThrow(
     /learned positions end at contextLength 8/,
   );

@@ -49,9 +49,17 @@ export const TRAIN_OPTIONS = {
   sampleTokens: { default: 200, help: "tokens of a sample (0: no samples)", least: 0 },
   recompute: { default: false, help: "recompute activations in the backward pass: less memory, more time" },
   seed: { default: 1, help: "of the initial weights and of the order of the data", least: 0 },
-  device: { default: "auto", help: "where to run", choices: ["auto", "wasm", "webgpu", "oracle"] },
-  threads: { default: 0, help: "CPU threads (0: all cores, or POWER_ATTENTION_THREADS)", least: 0 },
-  dtype: { default: "f32", help: "of parameters and activations", choices: ["f32", "f16", "bf16"] },
+  device: {
+    default: "auto",
+    help: "where to run (auto: a GPU where there is one, else wasm)",
+    choices: ["auto", "wasm", "webgpu", "oracle"],
+  },
+  threads: { default: 0, help: "CPU threads; asks for wasm (0: all cores, or POWER_ATTENTION_THREADS)", least: 0 },
+  dtype: {
+    default: "f32",
+    help: "of matrices and what they multiply; sums, norms, gradients and updates are f32",
+    choices: ["f32", "f16", "bf16"],
+  },
 } as const satisfies Record<string, OptionSpec>;
 
 type Widen<T> = T extends string ? string : T extends number ? number : boolean;

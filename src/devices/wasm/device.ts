@@ -9,10 +9,10 @@ import {
 } from "../../tensor/dtype.js";
 import type { Tensor } from "../../tensor/tensor.js";
 import { Device, type DeviceMemory, Storage } from "../device.js";
+import { nodeModule } from "../node.js";
 import { ModuleBuilder } from "./emitter.js";
 import { Heap } from "./heap.js";
 import type { Arguments, ArgumentValues } from "./kernel.js";
-import { nodeModule } from "./node.js";
 import { ThreadPool } from "./threads.js";
 import { CONTROL } from "./worker-source.js";
 

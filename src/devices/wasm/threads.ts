@@ -1,4 +1,4 @@
-import { nodeModule } from "./node.js";
+import { nodeModule } from "../node.js";
 import { CONTROL, WORKER_SOURCE } from "./worker-source.js";
 
 interface Thread {
@@ -9,7 +9,9 @@ interface Thread {
 async function startThread(memory: WebAssembly.Memory): Promise<Thread> {
   const node = nodeModule("node:worker_threads");
   if (node) {
-    const worker = new node.Worker(WORKER_SOURCE, { eval: true, workerData: memory, name: "power-attention" });
+    // No flags of the process: --input-type=module would have the worker's program read as a module, which it is not.
+    const options = { eval: true, execArgv: [], workerData: memory, name: "power-attention" };
+    const worker = new node.Worker(WORKER_SOURCE, options);
     await new Promise<void>((resolve, reject) => {
       worker.once("message", () => resolve());
       worker.once("error", reject);

@@ -98,6 +98,17 @@ describeOnGpu("the webgpu device", () => {
     expect(device.memory().reserved).toBe(reserved);
   });
 
+  test("tells the GPU time of kernels by name", async () => {
+    const x = tensor(new Float32Array(100_000), undefined, { device });
+    const { gpuMs, kernels } = await device.profile(() => {
+      for (let k = 0; k < 3; k++) scale(x, 2);
+    });
+    expect(kernels.map(({ name, count }) => [name, count])).toEqual([["scaled", 3]]);
+    expect(kernels[0].ms).toBeGreaterThan(0);
+    expect(gpuMs).toBeGreaterThanOrEqual(kernels[0].ms);
+    expect((await device.profile(() => {})).kernels).toEqual([]);
+  });
+
   test("shows the lines of a shader that does not compile, at the next read, and works on", async () => {
     const x = tensor([1], [1], { device });
     const broken = { ...scaled("f32", false, "fn f() -> f32 { return 1u; }"), name: "broken" };
@@ -166,5 +177,51 @@ describeOnGpu("the webgpu device", () => {
       await checked.sync();
     }
     checked.dispose();
+  });
+
+  test("looks for NaN in a caller's buffer from where the values begin, and no further", async () => {
+    const gpu = await (await findAdapter())!.requestDevice();
+    const theirs = await getDevice("webgpu", { device: gpu, check: true });
+    const buffer = gpu.createBuffer({ size: 32, usage: 0x80 | 0x04 | 0x08, mappedAtCreation: true });
+    new Uint16Array(buffer.getMappedRange()).set([0x7fc0, 0x7fc0, 1, 2, 0x7fc0, 0x7fc0]); // bf16 NaN
+    buffer.unmap();
+    const like = { device: theirs, dtype: "bf16" } as const;
+    theirs.assertNumbers("two", fromGPUBuffer(buffer, [2], { ...like, byteOffset: 4 }).storage);
+    await theirs.sync();
+    theirs.assertNumbers("three", fromGPUBuffer(buffer, [3], { ...like, byteOffset: 4 }).storage);
+    await expect(theirs.sync()).rejects.toThrow("three: produced a NaN");
+    theirs.dispose();
+    gpu.destroy();
+  });
+
+  test("keeps indices inside arrays, unless told not to", async () => {
+    const beyond: KernelSource = {
+      name: "beyond",
+      constants: {},
+      tensors: { y: { dtype: "i32", access: "write" } },
+      parameters: { at: "u32" },
+      // Two arrays, so that what lies beyond the first is ours too.
+      body: `
+var<workgroup> first: array<i32, 8>;
+var<workgroup> second: array<i32, 8>;
+@compute @workgroup_size(1)
+fn main() {
+  for (var i = 0u; i < 8u; i++) { first[i] = i32(i); second[i] = i32(i); }
+  workgroupBarrier();
+  store_y(0u, first[P.at]);
+  store_y(1u, second[P.at]);
+}`,
+    };
+    const look = async (on: WebGpuDevice, at: number) => {
+      const y = empty([2], on, "i32");
+      on.dispatch(beyond, { tensors: { y }, parameters: { at }, workgroups: [1] });
+      return [...(await y.data())];
+    };
+    const checked = (await getDevice("webgpu")) as WebGpuDevice;
+    const unchecked = (await getDevice("webgpu", { boundsChecks: false })) as WebGpuDevice;
+    for (const on of [checked, unchecked]) expect(await look(on, 5)).toEqual([5, 5]);
+    expect(await look(checked, 11)).toEqual([7, 7]);
+    expect(await look(unchecked, 11)).not.toEqual([7, 7]);
+    unchecked.dispose();
   });
 });

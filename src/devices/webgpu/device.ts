@@ -10,9 +10,11 @@ import {
 import type { Tensor } from "../../tensor/tensor.js";
 import { Device, type DeviceMemory, Storage } from "../device.js";
 import { describeAdapter, findAdapter, requestDevice } from "./adapter.js";
-import { explainCompilation, type KernelSource, kernelKey, originField, shaderOf } from "./kernel.js";
+import { Checks } from "./checks.js";
+import { explainCompilation, type KernelSource, kernelKey, shaderOf } from "./kernel.js";
 import { type MatrixUnits, matrixUnits } from "./matrix-units.js";
 import { BufferPool, poolSize } from "./pool.js";
+import { type GpuProfile, Profile } from "./profile.js";
 import { Recorder } from "./recorder.js";
 
 export interface WebGpuOptions {
@@ -20,16 +22,29 @@ export interface WebGpuOptions {
   device?: GPUDevice;
   /** Which adapter, where there are several. Default "high-performance". */
   powerPreference?: GPUPowerPreference;
+  /**
+   * Keep indices inside buffers: Dawn adds a comparison to every access of a shader. Kernels are made so that theirs are,
+   * and tests run with the checks on; without them a mistake reads or writes someone else's memory. What they cost
+   * depends on the kernel and the GPU. Only where the library starts WebGPU itself, so neither in browsers nor with
+   * `device`. Default true.
+   */
+  boundsChecks?: boolean;
   /** Leave matrix units alone, as on a GPU without them. Default false. */
   portable?: boolean;
   /** Most bytes that tensors may take together. Default: what the GPU has. */
   maxMemory?: number;
-  /** Name the first operation that produced a NaN at the next read or sync. Default false. */
+  /**
+   * Name the first operation that produced a NaN, or that got a gate above 1 or an id out of range, at the next read or
+   * sync. Default false.
+   */
   check?: boolean;
 }
 
 const MAP_READ = 0x01;
 const COPY_DST = 0x08;
+
+/** Larger ones are given back to the system when they have been read. */
+const LARGEST_LANDING = 2 ** 20;
 
 const mib = (bytes: number) => `${(bytes / 2 ** 20).toFixed(1)} MiB`;
 
@@ -55,11 +70,23 @@ export class WebGpuStorage extends Storage {
 interface Kernel {
   pipeline: GPUComputePipeline;
   layout: GPUBindGroupLayout;
+  /** Bind groups made so far, by what they bind: making one costs more than a dispatch, and buffers come back. */
+  groups: Map<string, GPUBindGroup>;
+}
+
+/** Bind groups that a kernel keeps. */
+const MOST_GROUPS = 1024;
+
+/** A binding's part of a buffer, where the tensor's first element is in it, and the buffer's number if it is the pool's. */
+interface Bound {
+  resource: GPUBufferBinding & { offset: number; size: number };
+  origin: number;
+  number: number | undefined;
 }
 
 /** What a kernel is given: tensors by binding, parameters by name, and workgroups in up to three dimensions. */
 export interface Dispatch {
-  tensors: Record<string, Tensor>;
+  tensors: Record<string, Pick<Tensor, "storage" | "dtype" | "shape" | "strides" | "offset">>;
   parameters: Record<string, number>;
   workgroups: readonly number[];
 }
@@ -70,9 +97,18 @@ export class WebGpuDevice extends Device {
   /** What WebGPU tells of its memory is the largest buffer: no tensor, and so no state, can be larger. */
   override readonly memoryLimit: number;
   readonly #poolLimit: number;
+  /** Copied once: looking them up takes longer than a dispatch may. */
+  readonly #limits: Pick<
+    GPUSupportedLimits,
+    "maxBufferSize" | "maxStorageBufferBindingSize" | "maxComputeWorkgroupsPerDimension"
+  >;
+  /** Where values land that are read back, by size, while nobody reads. */
+  readonly #landings = new Map<number, GPUBuffer[]>();
   readonly description: string;
   /** The shape that tensor-core kernels are made for; undefined where kernels are the portable ones. */
   readonly matrixUnits: MatrixUnits | undefined;
+  /** Tile shapes by kernel that replace the table's, as the tune command finds them. */
+  readonly tuned: Record<string, Record<string, number>> = {};
   readonly #kernels = new Map<string, Kernel>();
   readonly #constants = new Map<string, Tensor>();
   readonly #pool: BufferPool;
@@ -83,9 +119,7 @@ export class WebGpuDevice extends Device {
   /** An error that nobody asked for: often a consequence of the failure. */
   #uncaptured: Error | undefined;
   #lost: string | undefined;
-  /** Check mode: the operations since the last look, and a word that holds the first that made a NaN. */
-  #checked: string[] = [];
-  #verdict: WebGpuStorage | undefined;
+  readonly #checks = new Checks(this);
 
   private constructor(
     readonly gpu: GPUDevice,
@@ -95,7 +129,9 @@ export class WebGpuDevice extends Device {
   ) {
     super();
     this.#poolLimit = options.maxMemory ?? Number.POSITIVE_INFINITY;
-    this.memoryLimit = Math.min(this.#poolLimit, gpu.limits.maxBufferSize);
+    const { maxBufferSize, maxStorageBufferBindingSize, maxComputeWorkgroupsPerDimension } = gpu.limits;
+    this.#limits = { maxBufferSize, maxStorageBufferBindingSize, maxComputeWorkgroupsPerDimension };
+    this.memoryLimit = Math.min(this.#poolLimit, maxBufferSize);
     this.check = options.check ?? false;
     this.matrixUnits = options.portable ? undefined : matrixUnits(gpu, info);
     const units = this.matrixUnits;
@@ -120,10 +156,16 @@ export class WebGpuDevice extends Device {
   static async create(options: WebGpuOptions = {}): Promise<WebGpuDevice> {
     if (options.device) {
       const { device } = options;
+      if (options.boundsChecks === false) {
+        throw new Error(
+          "getDevice: boundsChecks: false needs a device that the library makes itself, got options.device; " +
+            "leave one of them out, or make that device with Dawn's toggle disable_robustness",
+        );
+      }
       const info = (device as { adapterInfo?: GPUAdapterInfo }).adapterInfo;
       return new WebGpuDevice(device, info, false, options);
     }
-    const adapter = await findAdapter(options.powerPreference);
+    const adapter = await findAdapter(options);
     if (!adapter) {
       throw new Error(
         'getDevice: "webgpu" needs an adapter, and none was found; in Node install the package webgpu and a Vulkan, ' +
@@ -171,22 +213,30 @@ export class WebGpuDevice extends Device {
   }
 
   #createBuffer(size: number, usage: number): GPUBuffer {
-    const { maxBufferSize } = this.gpu.limits;
+    const { maxBufferSize } = this.#limits;
+    const { used, reserved } = this.#pool;
     if (size > maxBufferSize) {
       throw new RangeError(
         `webgpu: one buffer holds at most ${mib(maxBufferSize)} on this adapter, and ${mib(size)} are needed; ` +
           "make the batch or the sequence smaller",
       );
     }
-    return this.#watch(
+    const buffer = this.#watch(
       "out-of-memory",
       () => this.gpu.createBuffer({ size, usage }),
-      () =>
-        new RangeError(
-          `webgpu: out of memory: ${mib(size)} more were needed beside ${mib(this.#pool.used)} in use. ` +
-            "Free tensors with scope() or dispose(), make the batch or sequence smaller, or raise chunkSize (fewer states)",
-        ),
+      () => {
+        // What is free goes back to the GPU, so that a smaller attempt finds room.
+        this.#pool.refuse(buffer);
+        this.#recorder.submit();
+        this.#trim();
+        return new RangeError(
+          `webgpu: out of memory: ${mib(size)} more were needed beside ${mib(used)} in use and ` +
+            `${mib(reserved - used)} kept for reuse, which are free now. Free tensors with scope() or dispose(), make ` +
+            "the batch or the sequence smaller, or raise chunkSize (fewer states)",
+        );
+      },
     );
+    return buffer;
   }
 
   allocate(dtype: DType, length: number): Storage {
@@ -194,7 +244,7 @@ export class WebGpuDevice extends Device {
     const size = poolSize(length * DTYPE_BYTES[dtype]);
     if (this.#pool.reserved + this.#pool.wants(size) > this.#poolLimit) {
       this.#recorder.submit();
-      this.#pool.trim();
+      this.#trim();
       if (this.#pool.reserved + size > this.#poolLimit) {
         throw new RangeError(
           `webgpu: a tensor of ${length} ${dtype} values needs ${mib(size)}; ${mib(this.#pool.used)} of at most ` +
@@ -247,14 +297,18 @@ export class WebGpuDevice extends Device {
 
   async #download(buffer: GPUBuffer, offset: number, bytes: number): Promise<ArrayBuffer> {
     this.#throwIfLost();
-    const landing = this.#createBuffer(bytes, MAP_READ | COPY_DST);
+    const size = poolSize(bytes);
+    const landing = this.#landings.get(size)?.pop() ?? this.#createBuffer(size, MAP_READ | COPY_DST);
+    let again = false;
     this.#recorder.copy(buffer, offset, landing, 0, bytes);
     this.#recorder.submit();
     try {
       await Promise.all([...this.#pending, landing.mapAsync(1)]);
       this.#throwFailure();
-      const data = landing.getMappedRange().slice(0);
-      await this.#throwNaN();
+      const data = landing.getMappedRange().slice(0, bytes);
+      landing.unmap();
+      again = size <= LARGEST_LANDING;
+      await this.#checks.throwFound();
       return data;
     } catch (error) {
       await this.gpu.queue.onSubmittedWorkDone().catch(() => {}); // lets `lost` arrive before the blame is laid
@@ -262,7 +316,9 @@ export class WebGpuDevice extends Device {
       this.#throwFailure();
       throw error;
     } finally {
-      landing.destroy();
+      if (!again) landing.destroy();
+      else if (this.#landings.has(size)) this.#landings.get(size)!.push(landing);
+      else this.#landings.set(size, [landing]);
     }
   }
 
@@ -272,7 +328,7 @@ export class WebGpuDevice extends Device {
     await this.gpu.queue.onSubmittedWorkDone().catch(() => {});
     await Promise.all(this.#pending);
     this.#throwFailure();
-    await this.#throwNaN();
+    await this.#checks.throwFound();
   }
 
   /** Copies whole contiguous tensors of one size in bytes, in the order of the dispatches around it. */
@@ -295,6 +351,28 @@ export class WebGpuDevice extends Device {
     this.#recorder.submit();
   }
 
+  /**
+   * GPU time of all that `run` dispatches, by timestamp queries; what was recorded before runs first.
+   * @throws Error where the adapter has no timestamp queries
+   */
+  async profile(run: () => unknown): Promise<GpuProfile> {
+    if (!this.gpu.features.has("timestamp-query")) {
+      throw new Error(
+        `profile: ${this.description} has no timestamp queries; measure wall time between two sync() instead`,
+      );
+    }
+    await this.sync();
+    const profile = new Profile(this.gpu);
+    this.#recorder.profile = profile;
+    try {
+      await run();
+      await this.sync();
+    } finally {
+      this.#recorder.profile = undefined;
+    }
+    return profile.result();
+  }
+
   memory(): DeviceMemory {
     return { used: this.#pool.used, peak: this.#pool.peak, reserved: this.#pool.reserved };
   }
@@ -306,7 +384,8 @@ export class WebGpuDevice extends Device {
   dispose(): void {
     if (this.#lost !== undefined) return;
     this.#recorder.submit();
-    this.#pool.trim();
+    this.#trim();
+    for (const landings of this.#landings.values()) for (const landing of landings) landing.destroy();
     this.#recorder.dispose();
     if (this.own) this.gpu.destroy();
   }
@@ -324,7 +403,7 @@ export class WebGpuDevice extends Device {
     const key = kernelKey(source);
     const known = this.#kernels.get(key);
     if (known) return known;
-    const code = shaderOf(source);
+    const code = shaderOf(source, this.gpu.features.has("shader-f16"));
     let module: GPUShaderModule | undefined;
     const kernel = this.#watch(
       "validation",
@@ -343,7 +422,7 @@ export class WebGpuDevice extends Device {
           layout: this.gpu.createPipelineLayout({ bindGroupLayouts: [layout, this.#recorder.parametersLayout] }),
           compute: { module, entryPoint: "main" },
         });
-        return { pipeline, layout };
+        return { pipeline, layout, groups: new Map<string, GPUBindGroup>() };
       },
       async (error) => {
         this.#kernels.delete(key);
@@ -360,7 +439,7 @@ export class WebGpuDevice extends Device {
   dispatch(source: KernelSource, { tensors, parameters, workgroups }: Dispatch): void {
     this.#throwIfLost();
     if (workgroups.some((count) => count === 0)) return;
-    const most = this.gpu.limits.maxComputeWorkgroupsPerDimension;
+    const most = this.#limits.maxComputeWorkgroupsPerDimension;
     if (workgroups.some((count) => count > most)) {
       throw new RangeError(
         `webgpu: ${source.name} takes at most ${most} workgroups a dimension on this device, got ${workgroups.join(" × ")}; ` +
@@ -368,26 +447,20 @@ export class WebGpuDevice extends Device {
       );
     }
     const kernel = this.#kernel(source);
-    const origins: Record<string, number> = {};
-    const entries = Object.keys(source.tensors).map((name, binding) => {
-      const bound = this.#bind(source.name, name, tensors[name]);
-      origins[originField(name)] = bound.origin;
-      return { binding, resource: bound.resource };
-    });
-    const group = this.gpu.createBindGroup({ label: source.name, layout: kernel.layout, entries });
-    const fields = Object.entries(source.parameters);
+    const bound = Object.keys(source.tensors).map((name) => this.#bind(source.name, name, tensors[name]));
     this.#recorder.dispatch(
       kernel.pipeline,
-      group,
+      this.#group(source.name, kernel, bound),
       (view) => {
         let at = 0;
-        for (const [name, type] of fields) {
+        for (const name in source.parameters) {
+          const type = source.parameters[name];
           if (type === "f32") view.setFloat32(at, parameters[name], true);
           else if (type === "i32") view.setInt32(at, parameters[name], true);
           else view.setUint32(at, parameters[name], true);
           at += 4;
         }
-        for (const origin of Object.values(origins)) {
+        for (const { origin } of bound) {
           view.setUint32(at, origin, true);
           at += 4;
         }
@@ -396,103 +469,68 @@ export class WebGpuDevice extends Device {
     );
   }
 
+  #group(label: string, kernel: Kernel, bound: readonly Bound[]): GPUBindGroup {
+    let key = "";
+    for (const { number, resource } of bound) key += `${number},${resource.offset},${resource.size};`;
+    const known = kernel.groups.get(key);
+    if (known) return known;
+    const entries = bound.map(({ resource }, binding) => ({ binding, resource }));
+    const group = this.gpu.createBindGroup({ label, layout: kernel.layout, entries });
+    if (bound.some(({ number }) => number === undefined)) return group;
+    if (kernel.groups.size >= MOST_GROUPS) kernel.groups.clear();
+    kernel.groups.set(key, group);
+    return group;
+  }
+
+  /** Destroys buffers that are free, and forgets what binds them. */
+  #trim(): void {
+    this.#pool.trim();
+    for (const { groups } of this.#kernels.values()) groups.clear();
+  }
+
   /** The part of a tensor's buffer that its elements span, from an aligned start. */
-  #bind(kernel: string, name: string, tensor: Tensor): { resource: GPUBufferBinding; origin: number } {
+  #bind(kernel: string, name: string, tensor: Dispatch["tensors"][string]): Bound {
     const { buffer, byteOffset, dtype } = tensor.storage as WebGpuStorage;
     const width = DTYPE_BYTES[dtype];
     const start = byteOffset + tensor.offset * width;
-    const last = tensor.shape.reduce((at, extent, axis) => at + Math.max(extent - 1, 0) * tensor.strides[axis], 0);
+    const { shape, strides } = tensor;
+    let last = 0;
+    for (let axis = 0; axis < shape.length; axis++) last += Math.max(shape[axis] - 1, 0) * strides[axis];
     const offset = Math.floor(start / 256) * 256;
     const size = Math.min(Math.ceil((start + (last + 1) * width - offset) / 16) * 16, buffer.size - offset);
-    const limit = this.gpu.limits.maxStorageBufferBindingSize;
+    const limit = this.#limits.maxStorageBufferBindingSize;
     if (size > limit) {
       throw new RangeError(
         `webgpu: a kernel sees at most ${mib(limit)} of a tensor on this device, and ${name} of ${kernel} spans ` +
-          `${mib(size)}; make the batch or the sequence smaller, or use a half-precision dtype`,
+          `${mib(size)}; make the batch or the sequence smaller, use a half-precision dtype, or for a state a lower degree or smaller heads`,
       );
     }
-    return { resource: { buffer, offset, size }, origin: (start - offset) / width };
+    return {
+      resource: { buffer, offset, size },
+      origin: (start - offset) / width,
+      number: this.#pool.numberOf(buffer),
+    };
   }
 
   /** Workgroups for `count` items in a row: `index_of_group(id, workgroups)` counts them in the shader. */
   spread(count: number): number[] {
-    const most = this.gpu.limits.maxComputeWorkgroupsPerDimension;
+    const most = this.#limits.maxComputeWorkgroupsPerDimension;
     if (count <= most) return [count];
     const rows = Math.ceil(count / most);
     return [Math.ceil(count / rows), rows];
   }
 
   assertNumbers(operation: string, storage: Storage): void {
-    if (storage.dtype === "i32" || storage.length === 0) return;
-    this.#verdict ??= this.#freshVerdict();
-    const { buffer, byteOffset } = storage as WebGpuStorage;
-    const halves = storage.dtype !== "f32";
-    const words = Math.floor((storage.length * DTYPE_BYTES[storage.dtype]) / 4);
-    const source = nanSearch(storage.dtype);
-    const kernel = this.#kernel(source);
-    const group = this.gpu.createBindGroup({
-      layout: kernel.layout,
-      entries: [
-        { binding: 0, resource: { buffer, offset: byteOffset } },
-        { binding: 1, resource: { buffer: this.#verdict.buffer } },
-      ],
-    });
-    const number = this.#checked.push(operation) - 1;
-    const odd = halves && storage.length % 2 === 1 ? 1 : 0;
-    this.#recorder.dispatch(
-      kernel.pipeline,
-      group,
-      (view) => {
-        view.setUint32(0, words, true);
-        view.setUint32(4, odd, true);
-        view.setUint32(8, number, true);
-      },
-      [Math.min(Math.ceil((words + odd) / 256), 1024)],
-    );
+    this.#checks.searchNaN(operation, storage);
   }
 
-  #freshVerdict(): WebGpuStorage {
-    const verdict = this.allocate("i32", 1) as WebGpuStorage;
-    this.write(verdict, [0x7fffffff]);
-    return verdict;
+  /**
+   * In check mode, lets the next read or sync throw what `explain` makes of the first element of a contiguous f32 or i32
+   * tensor for which `rule` holds: WGSL, of `value` and `limit`. Else nothing happens.
+   */
+  refuseWhere(values: Tensor, rule: string, limit: number, explain: (at: number, value: number) => Error): void {
+    if (this.check) this.#checks.search(values, rule, limit, explain);
   }
-
-  async #throwNaN(): Promise<void> {
-    const verdict = this.#verdict;
-    if (!verdict) return;
-    const names = this.#checked;
-    this.#verdict = undefined;
-    this.#checked = [];
-    const [first] = await this.read(verdict, 0, 1);
-    verdict.release();
-    if (first < names.length) throw new Error(`${names[first]}: produced a NaN`);
-  }
-}
-
-function nanSearch(dtype: DType): KernelSource {
-  const infinity = dtype === "bf16" ? "0x7f80u" : "0x7c00u";
-  return {
-    name: "nan-search",
-    constants: { HALVES: dtype !== "f32" },
-    tensors: { values: { dtype: "i32", access: "read" }, verdict: { dtype: "i32", access: "write" } },
-    parameters: { words: "u32", odd: "u32", number: "u32" },
-    body: `
-// The last word of an odd number of halves holds only one.
-fn is_nan(word: u32, both: bool) -> bool {
-  if (!HALVES) { return (word & 0x7fffffffu) > 0x7f800000u; }
-  let infinity = ${infinity};
-  return (word & 0x7fffu) > infinity || (both && ((word >> 16u) & 0x7fffu) > infinity);
-}
-@compute @workgroup_size(256)
-fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
-  var found = false;
-  for (var k = id.x; k < P.words + P.odd; k += groups.x * 256u) {
-    found = found || is_nan(bitcast<u32>(values[k]), k < P.words);
-  }
-  // Racing invocations all write a number no later one can improve: operations run in order.
-  if (found && verdict[0] > i32(P.number)) { verdict[0] = i32(P.number); }
-}`,
-  };
 }
 
 export function webgpuDevice(tensor: Tensor): WebGpuDevice {

@@ -13,6 +13,9 @@ export function poolSize(bytes: number): number {
  */
 export class BufferPool {
   readonly #free = new Map<number, GPUBuffer[]>();
+  /** All that exist, free or in use, numbered. */
+  readonly #owned = new Map<GPUBuffer, number>();
+  #made = 0;
   #used = 0;
   #reserved = 0;
   peak = 0;
@@ -27,6 +30,11 @@ export class BufferPool {
     return this.#reserved;
   }
 
+  /** A number that no other buffer has or had, or undefined for a buffer that is not the pool's. */
+  numberOf(buffer: GPUBuffer): number | undefined {
+    return this.#owned.get(buffer);
+  }
+
   /** Bytes of `size` that would be new: 0 where a free buffer fits. */
   wants(size: number): number {
     return this.#free.get(size)?.length ? 0 : size;
@@ -37,6 +45,7 @@ export class BufferPool {
     if (!buffer) {
       buffer = this.create(size, USAGE_STORAGE);
       this.#reserved += size;
+      this.#owned.set(buffer, this.#made++);
     }
     this.#used += size;
     this.peak = Math.max(this.peak, this.#used);
@@ -45,9 +54,18 @@ export class BufferPool {
 
   give(buffer: GPUBuffer): void {
     this.#used -= buffer.size;
+    if (!this.#owned.has(buffer)) return;
     const same = this.#free.get(buffer.size);
     if (same) same.push(buffer);
     else this.#free.set(buffer.size, [buffer]);
+  }
+
+  /** Forgets a buffer that the GPU had no memory for: WebGPU says so later, and it stays invalid for ever. */
+  refuse(buffer: GPUBuffer): void {
+    if (!this.#owned.delete(buffer)) return;
+    this.#reserved -= buffer.size;
+    const same = this.#free.get(buffer.size);
+    if (same?.includes(buffer)) same.splice(same.indexOf(buffer), 1);
   }
 
   /** Destroys the free buffers. Work that uses them must have been submitted. */
@@ -55,6 +73,7 @@ export class BufferPool {
     for (const buffers of this.#free.values()) {
       for (const buffer of buffers) {
         this.#reserved -= buffer.size;
+        this.#owned.delete(buffer);
         buffer.destroy();
       }
     }

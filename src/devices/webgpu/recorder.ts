@@ -1,3 +1,5 @@
+import type { Profile } from "./profile.js";
+
 const SLOT = 256; // minUniformBufferOffsetAlignment's default, which every device takes
 const SLOTS = 256;
 const USAGE_UNIFORM = 0x40 | 0x08; // UNIFORM | COPY_DST
@@ -21,6 +23,8 @@ export class Recorder {
   #pass: GPUComputePassEncoder | undefined;
   #dispatches = 0;
   #written = 0;
+  /** While it is there, each dispatch is a pass of its own that writes down when it began and ended. */
+  profile: Profile | undefined;
 
   constructor(private readonly gpu: GPUDevice) {
     this.#queue = gpu.queue;
@@ -44,7 +48,9 @@ export class Recorder {
   ): void {
     if (this.#dispatches === SLOTS || this.#dispatches >= DISPATCHES_PER_SUBMIT) this.submit();
     this.#encoder ??= this.gpu.createCommandEncoder();
-    this.#pass ??= this.#encoder.beginComputePass();
+    const timestampWrites = this.profile?.mark(pipeline.label);
+    if (timestampWrites) this.#endPass();
+    this.#pass ??= this.#encoder.beginComputePass(timestampWrites && { timestampWrites });
     const offset = SLOT * this.#dispatches++;
     writeParameters(new DataView(this.#staging, offset, SLOT));
     this.#pass.setPipeline(pipeline);

@@ -5,7 +5,6 @@ import { GATES } from "../../devices/webgpu/tiles.js";
 import type { Tensor } from "../../tensor/tensor.js";
 import { MONOMIALS, monomialTable } from "../feature-map/webgpu-monomials.js";
 import type { SequencePlan } from "../power-attention/contract.js";
-import { absent } from "../power-attention/webgpu-gates.js";
 import { largestOfChunks } from "./webgpu-largest.js";
 
 /**
@@ -126,6 +125,7 @@ export function accumulateFeatures(
   // f32 inputs keep their digits on the portable tiles.
   const tiles = tileBody(x.dtype === "f32" ? undefined : device.matrixUnits, device.gpu.limits);
   const scaled = tiles.directives !== "";
+  const notBound = [...(fromQueries ? [] : ["dsum"]), ...(scaled ? [] : ["xLargest", "yLargest"])];
   const source: KernelSource = {
     name: `accumulate-features${scaled ? "-matrix-units" : ""}`,
     constants: {
@@ -141,13 +141,20 @@ export function accumulateFeatures(
       ...(fromQueries && { dsum: { dtype: "f32", access: "read" } as const }),
       gates: { dtype: "f32", access: "read" },
       monomials: { dtype: "i32", access: "read" },
-      xLargest: { dtype: "f32", access: "read" },
-      yLargest: { dtype: "f32", access: "read" },
+      // Bound only where they are read: with them there are 9 bindings, and the portable path may count on 8.
+      ...(scaled && {
+        xLargest: { dtype: "f32", access: "read" } as const,
+        yLargest: { dtype: "f32", access: "read" } as const,
+      }),
       s: { dtype: "f32", access: "write" },
       z: { dtype: "f32", access: "write" },
     },
     parameters: { ...PARAMETERS, group: "u32", features: "u32", factor: "f32" },
-    body: tiles.directives + (fromQueries ? "" : "fn load_dsum(i: u32) -> f32 { return 0.0; }") + tiles.text + body,
+    body:
+      tiles.directives +
+      notBound.map((name) => `fn load_${name}(i: u32) -> f32 { return 0.0; }\n`).join("") +
+      tiles.text +
+      body,
   };
   const [xB, xT, xH] = x.strides;
   const [yB, yT, yH] = y.strides;
@@ -155,9 +162,7 @@ export function accumulateFeatures(
   const factor = fromQueries ? plan.scale ** degree : 1;
   const group = queryHeads / heads;
   const shared = { time, heads, chunkSize, chunks, states, valueDim, xB, xT, xH, yB, yT, yH };
-  const none = absent(x);
-  const xLargest = scaled ? largestOfChunks(plan, x) : none;
-  const yLargest = scaled ? largestOfChunks(plan, y) : none;
+  const largest = scaled && { xLargest: largestOfChunks(plan, x), yLargest: largestOfChunks(plan, y) };
   device.dispatch(source, {
     tensors: {
       x,
@@ -165,12 +170,11 @@ export function accumulateFeatures(
       ...(fromQueries && { dsum: from.dsum }),
       gates,
       monomials: monomialTable(x, headDim, degree),
-      xLargest,
-      yLargest,
+      ...largest,
       ...into,
     },
     parameters: { ...shared, group, features: expandedDim, factor },
     workgroups: [Math.ceil(expandedDim / 64) * Math.ceil(valueDim / 64), ...device.spread(states)],
   });
-  if (scaled) for (const largest of [xLargest, yLargest]) largest.dispose();
+  if (largest) for (const tensor of Object.values(largest)) tensor.dispose();
 }

@@ -1,7 +1,8 @@
 import type { Tensor } from "../../tensor/tensor.js";
 
 /**
- * Where a contiguous f32 tensor first holds a value above 0: { at, value } with `at` counted in elements, or undefined
- * where none does. NaN passes. A device that can only read asynchronously answers undefined, except in check mode.
+ * Throws `explain(at, value)` where a contiguous f32 tensor holds a value above 0: the first one, `at` counted in
+ * elements. NaN passes. A device that can only read asynchronously looks in check mode alone, and its next read or sync
+ * throws.
  */
-export type GateCheck = (logG: Tensor) => { at: number; value: number } | undefined;
+export type GateCheck = (logG: Tensor, explain: (at: number, value: number) => Error) => void;

@@ -1,18 +1,19 @@
 import { valuesOf } from "../../devices/oracle.js";
 import { addressOf, wasmDevice } from "../../devices/wasm/device.js";
-import type { Tensor } from "../../tensor/tensor.js";
+import { webgpuDevice } from "../../devices/webgpu/device.js";
 import { operation } from "../operation.js";
 import type { GateCheck } from "./contract.js";
 
-function firstPositive(values: ArrayLike<number>): ReturnType<GateCheck> {
-  for (let at = 0; at < values.length; at++) if (values[at] > 0) return { at, value: values[at] };
-  return undefined;
+function throwAtPositive(values: ArrayLike<number>, explain: Parameters<GateCheck>[1]): void {
+  for (let at = 0; at < values.length; at++) if (values[at] > 0) throw explain(at, values[at]);
 }
 
 /** B·T·H values are read where they lie: a scan in JavaScript costs less than a dispatch to threads. */
-export const gateCheck = operation<[Tensor], ReturnType<GateCheck>>("gateCheck", {
-  oracle: (logG) => firstPositive(valuesOf(logG)),
-  // Reading back would stall every call: gates above 1 flow through.
-  webgpu: () => undefined,
-  wasm: (logG) => firstPositive(new Float32Array(wasmDevice(logG).wasmMemory.buffer, addressOf(logG), logG.size)),
+export const gateCheck = operation<Parameters<GateCheck>, void>("gateCheck", {
+  oracle: (logG, explain) => throwAtPositive(valuesOf(logG), explain),
+  wasm: (logG, explain) => {
+    throwAtPositive(new Float32Array(wasmDevice(logG).wasmMemory.buffer, addressOf(logG), logG.size), explain);
+  },
+  // Reading back would stall every call: out of check mode gates above 1 flow through.
+  webgpu: (logG, explain) => webgpuDevice(logG).refuseWhere(logG, "value > 0.0", 0, explain),
 });

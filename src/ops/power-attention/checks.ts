@@ -153,19 +153,23 @@ export function checkLogG(caller: string, logG: unknown, shape: Shape): asserts 
   checkShapeIs(caller, "logG", logG, shape, "batch, time, key heads");
 }
 
-/** A gate above 1 would make memory grow without bound. Devices that cannot read at once only look in check mode. */
+/**
+ * A gate above 1 would make memory grow without bound. A device that cannot read at once only looks in check mode, and
+ * its next read or sync throws.
+ */
 export function checkGates(caller: string, logG: Tensor): void {
-  const found = gateCheck(logG.device, logG);
-  if (!found) return;
-  const index: number[] = [];
-  let rest = found.at;
-  for (const extent of logG.shape.toReversed()) {
-    index.unshift(rest % extent);
-    rest = Math.floor(rest / extent);
-  }
-  throw new RangeError(
-    `${caller}: logG must hold logs of gates in (0, 1], so at most 0, got ${found.value} at ${list(index)}; pass logSigmoid(x)`,
-  );
+  const { shape } = logG;
+  gateCheck(logG.device, logG, (at, value) => {
+    const index: number[] = [];
+    let rest = at;
+    for (const extent of shape.toReversed()) {
+      index.unshift(rest % extent);
+      rest = Math.floor(rest / extent);
+    }
+    return new RangeError(
+      `${caller}: logG must hold logs of gates in (0, 1], so at most 0, got ${value} at ${list(index)}; pass logSigmoid(x)`,
+    );
+  });
 }
 
 /** For operations that work with states, which exist for degrees 1 … 4. */

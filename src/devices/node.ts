@@ -1,4 +1,5 @@
 interface NodeModules {
+  "node:fs": typeof import("node:fs");
   "node:os": typeof import("node:os");
   "node:worker_threads": typeof import("node:worker_threads");
 }
