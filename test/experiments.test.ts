@@ -16,6 +16,7 @@ import { KEYS, NO_VALUE, sequences, VALUES } from "../bench/experiments/recall-t
 import { replaced, report, saveResults } from "../bench/experiments/report.js";
 import { spansOf } from "../bench/experiments/text-runs.js";
 import { prepare } from "../src/data/index.js";
+import { defaultDevice } from "../src/devices/get-device.js";
 import { Generator } from "../src/index.js";
 
 const RUN = fileURLToPath(new URL("../dist/bench/experiments/run.js", import.meta.url));
@@ -163,11 +164,22 @@ describe("experiments", () => {
     ]);
   });
 
-  it("share processes among devices", () => {
-    expect(slotsOf("1", "auto", 0)).toEqual([{ device: "auto", threads: 0 }]);
-    expect(slotsOf("2", "wasm", 0)).toEqual([1, 1].map((threads) => ({ device: "wasm", threads })));
-    expect(slotsOf("wasm=1,webgpu=1", "auto", 2).map(({ device }) => device)).toEqual(["wasm", "webgpu"]);
-    for (const wrong of ["0", "wasm", "gpu=2", "wasm=1,"]) expect(() => slotsOf(wrong, "auto", 0)).toThrow(RangeError);
+  it("share processes among devices", async () => {
+    expect(await slotsOf("1", "wasm", 0)).toEqual([{ device: "wasm", threads: 0 }]);
+    expect(await slotsOf("2", "wasm", 0)).toEqual([1, 1].map((threads) => ({ device: "wasm", threads })));
+    expect(await slotsOf("wasm=1,webgpu=1", "auto", 2)).toEqual([
+      ...[
+        { device: "wasm", threads: 2 },
+        { device: "webgpu", threads: 0 },
+      ],
+    ]);
+    const { kind } = await defaultDevice();
+    expect((await slotsOf("3", "auto", 0)).map(({ device }) => device)).toEqual([kind, kind, kind]);
+    // Threads are of wasm, whatever the default is.
+    expect(await slotsOf("1", "auto", 2)).toEqual([{ device: "wasm", threads: 2 }]);
+    for (const wrong of ["0", "wasm", "gpu=2", "wasm=1,"]) {
+      await expect(slotsOf(wrong, "auto", 1)).rejects.toThrow(RangeError);
+    }
   });
 });
 
