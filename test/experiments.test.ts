@@ -82,6 +82,9 @@ describe("experiments", () => {
     );
     expect(grows.rows.map((row) => [row[0], row[5]])).toEqual([256, 512, 1024, 2048].map((c) => [c, c / 1024]));
     expect(grows.seen.at(-1)).toBe("The gap grows with each doubling.");
+    expect(grows.seen.at(-2)).toBe(
+      "Within windows of 2,048, the gap is 0.000 over the first 1024 positions and 2.000 over the last 1,024.",
+    );
     expect(
       gating
         .findings(
@@ -228,7 +231,7 @@ describe("the command", () => {
       expect(value.past.map(([end]: [number]) => end)).toEqual([16, 32, 64, 128, 256, 512, 1024]);
       for (const [, loss] of [...value.past, ...value.curve]) expect(loss).toBeGreaterThan(1);
     }
-    expect(readFileSync(join(out, "past-training.md"), "utf8")).toContain("tokens 4,096");
+    expect(readFileSync(join(out, "past-training.md"), "utf8")).toContain("tokens 8,192");
     expect(readFileSync(join(out, "past-training.svg"), "utf8")).toMatch(/^<svg/);
     const job = join(out, "jobs", `${records[0].name}.json`);
     const written = statSync(job).mtimeMs;
