@@ -69,6 +69,7 @@ export function textRun({
       positions,
       seed,
       steps,
+      tokensPerStep: TOKENS_PER_STEP,
       tokens: steps * TOKENS_PER_STEP,
       ...MODEL,
       ...KINDS[kind],
