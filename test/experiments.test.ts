@@ -16,6 +16,7 @@ import { KEYS, NO_VALUE, sequences, VALUES } from "../bench/experiments/recall-t
 import { replaced, report, saveResults } from "../bench/experiments/report.js";
 import { spansOf } from "../bench/experiments/text-runs.js";
 import { prepare } from "../src/data/index.js";
+import { defaultDevice } from "../src/devices/get-device.js";
 import { Generator } from "../src/index.js";
 
 const RUN = fileURLToPath(new URL("../dist/bench/experiments/run.js", import.meta.url));
@@ -81,6 +82,9 @@ describe("experiments", () => {
     );
     expect(grows.rows.map((row) => [row[0], row[5]])).toEqual([256, 512, 1024, 2048].map((c) => [c, c / 1024]));
     expect(grows.seen.at(-1)).toBe("The gap grows with each doubling.");
+    expect(grows.seen.at(-2)).toBe(
+      "Within windows of 2,048, the gap is 0.000 over the first 1024 positions and 2.000 over the last 1,024.",
+    );
     expect(
       gating
         .findings(
@@ -163,11 +167,22 @@ describe("experiments", () => {
     ]);
   });
 
-  it("share processes among devices", () => {
-    expect(slotsOf("1", "auto", 0)).toEqual([{ device: "auto", threads: 0 }]);
-    expect(slotsOf("2", "wasm", 0)).toEqual([1, 1].map((threads) => ({ device: "wasm", threads })));
-    expect(slotsOf("wasm=1,webgpu=1", "auto", 2).map(({ device }) => device)).toEqual(["wasm", "webgpu"]);
-    for (const wrong of ["0", "wasm", "gpu=2", "wasm=1,"]) expect(() => slotsOf(wrong, "auto", 0)).toThrow(RangeError);
+  it("share processes among devices", async () => {
+    expect(await slotsOf("1", "wasm", 0)).toEqual([{ device: "wasm", threads: 0 }]);
+    expect(await slotsOf("2", "wasm", 0)).toEqual([1, 1].map((threads) => ({ device: "wasm", threads })));
+    expect(await slotsOf("wasm=1,webgpu=1", "auto", 2)).toEqual([
+      ...[
+        { device: "wasm", threads: 2 },
+        { device: "webgpu", threads: 0 },
+      ],
+    ]);
+    const { kind } = await defaultDevice();
+    expect((await slotsOf("3", "auto", 0)).map(({ device }) => device)).toEqual([kind, kind, kind]);
+    // Threads are of wasm, whatever the default is.
+    expect(await slotsOf("1", "auto", 2)).toEqual([{ device: "wasm", threads: 2 }]);
+    for (const wrong of ["0", "wasm", "gpu=2", "wasm=1,"]) {
+      await expect(slotsOf(wrong, "auto", 1)).rejects.toThrow(RangeError);
+    }
   });
 });
 
@@ -216,7 +231,7 @@ describe("the command", () => {
       expect(value.past.map(([end]: [number]) => end)).toEqual([16, 32, 64, 128, 256, 512, 1024]);
       for (const [, loss] of [...value.past, ...value.curve]) expect(loss).toBeGreaterThan(1);
     }
-    expect(readFileSync(join(out, "past-training.md"), "utf8")).toContain("tokens 4,096");
+    expect(readFileSync(join(out, "past-training.md"), "utf8")).toContain("tokens 8,192");
     expect(readFileSync(join(out, "past-training.svg"), "utf8")).toMatch(/^<svg/);
     const job = join(out, "jobs", `${records[0].name}.json`);
     const written = statSync(job).mtimeMs;

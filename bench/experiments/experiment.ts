@@ -1,4 +1,4 @@
-import { type Device, getDevice } from "../../src/index.js";
+import { type Device, type DeviceKind, getDevice } from "../../src/index.js";
 
 /** What decides the numbers, from the command line. */
 export interface Sizes {
@@ -13,8 +13,8 @@ export interface Place {
   data: string;
   /** A folder of the job's own, kept when it is stopped. */
   folder: string;
-  device: "auto" | "wasm" | "webgpu";
-  /** CPU threads; 0: as many as the library takes. */
+  device: DeviceKind;
+  /** Of wasm; 0: as many as the library takes, and for other kinds. */
   threads: number;
   progress(line: string): void;
 }
@@ -62,9 +62,9 @@ export interface Experiment<V = unknown> {
   findings(records: readonly JobRecord<V>[]): Findings;
 }
 
-/** The device of a place, made for it where it has a number of threads of its own. */
+/** The device of a place: one of its own where it has a number of threads, else everybody's. */
 export function deviceAt({ device, threads }: Pick<Place, "device" | "threads">): Promise<Device> {
-  return getDevice(device === "auto" ? undefined : device, threads > 0 ? { threads } : undefined);
+  return getDevice(device, threads > 0 ? { threads } : undefined);
 }
 
 /** A cell of a table; a dash for what is not known. */

@@ -41,6 +41,18 @@ export const gating: Experiment<TextRun> = {
         `In the second half of a context of ${shown(context)}, gated is ${Math.abs(gap).toFixed(3)} nats ` +
         `${gap >= 0 ? "below" : "above"} ungated.`,
     );
+    const longest = gaps[gaps.length - 1]?.context;
+    const [early, later] = [0, -1].map((at) => {
+      const loss = (kind: string) => series[`${kind}, context ${longest}`]?.at(at);
+      const [gated, ungated] = [loss("gated"), loss("ungated")];
+      return gated && ungated && { end: gated[0], gap: ungated[1] - gated[1] };
+    });
+    if (early && later) {
+      seen.push(
+        `Within windows of ${shown(longest)}, the gap is ${early.gap.toFixed(3)} over the first ${early.end} positions and ` +
+          `${later.gap.toFixed(3)} over the last ${shown(longest / 2)}.`,
+      );
+    }
     if (gaps.length > 1) {
       const grows = gaps.every(({ gap }, k) => k === 0 || gap > gaps[k - 1].gap);
       seen.push(grows ? "The gap grows with each doubling." : "The gap does not grow with each doubling.");

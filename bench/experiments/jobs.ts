@@ -4,6 +4,7 @@ import { existsSync, mkdirSync, readFileSync } from "node:fs";
 import { availableParallelism, cpus } from "node:os";
 import { join } from "node:path";
 import { writeFileWhole } from "../../src/data/index.js";
+import { defaultDevice } from "../../src/devices/get-device.js";
 import type { Job, JobRecord, Place } from "./experiment.js";
 
 /** One of the processes that work side by side. */
@@ -15,23 +16,29 @@ export interface Slot {
 const KINDS = ["auto", "wasm", "webgpu"] as const;
 
 /**
- * Slots from `--jobs`: a number of processes on `device`, or kinds with a number each, as wasm=12,webgpu=4.
+ * Slots from `--jobs`: a number of processes on `device`, or kinds with a number each, as wasm=12,webgpu=4. `auto` is the
+ * library's choice: wasm where a number of threads is asked for, or the default device.
  * @throws RangeError where it is neither
  */
-export function slotsOf(jobs: string, device: string, threads: number): Slot[] {
+export async function slotsOf(jobs: string, device: string, threads: number): Promise<Slot[]> {
   const parts = /^\d+$/.test(jobs) ? [`${device}=${jobs}`] : jobs.split(",");
-  const slots = parts.flatMap((part) => {
-    const [kind, count] = part.split("=");
-    const known = KINDS.find((name) => name === kind);
-    if (!known || !/^[1-9]\d*$/.test(count)) {
+  const auto = async () => (threads > 0 ? "wasm" : (await defaultDevice()).kind);
+  const slots: Slot[] = [];
+  for (const part of parts) {
+    const [name, count] = part.split("=");
+    const kind = KINDS.find((known) => known === name);
+    if (!kind || !/^[1-9]\d*$/.test(count)) {
       throw new RangeError(
-        `experiment: --jobs must be a number, or kinds with numbers such as wasm=12,webgpu=4, got ${jobs} for ${device}`,
+        `experiment: --device must be ${KINDS.join(", ")} and --jobs a number, or kinds with numbers such as wasm=12,webgpu=4, got ${device} and ${jobs}`,
       );
     }
-    return Array.from({ length: Number(count) }, (): Slot => ({ device: known, threads }));
-  });
+    const resolved = kind === "auto" ? await auto() : kind;
+    const slot: Slot = { device: resolved, threads: resolved === "wasm" ? threads : 0 };
+    slots.push(...Array.from({ length: Number(count) }, () => slot));
+  }
   // Side by side each has a core of its own.
-  return slots.length === 1 || threads > 0 ? slots : slots.map((slot) => ({ ...slot, threads: 1 }));
+  if (slots.length === 1 || threads > 0) return slots;
+  return slots.map((slot) => ({ ...slot, threads: slot.device === "wasm" ? 1 : 0 }));
 }
 
 const recordPath = (out: string, name: string) => join(out, "jobs", `${name}.json`);

@@ -71,8 +71,8 @@ async function runAll(chosen: readonly Experiment[], code: string): Promise<bool
   };
   const given = ["--data", data, "--out", out, "--seeds", String(sizes.seeds), "--commit", code];
   const args = sizes.steps === undefined ? given : [...given, "--steps", String(sizes.steps)];
-  const slots = slotsOf(values.jobs, values.device, threads);
-  const alone = { device: slots[0].device, threads };
+  const slots = await slotsOf(values.jobs, values.device, threads);
+  const alone = { device: slots[0].device, threads: slots[0].device === "wasm" ? threads : 0 };
   const failed = await runJobs(jobs, { slots, alone, out, args, onDone });
   for (const name of failed) process.stderr.write(`${name}: failed; run the same command again to go on\n`);
   return failed.length === 0;
@@ -92,8 +92,8 @@ async function main(): Promise<boolean> {
   if (values.job !== undefined) {
     const job = EXPERIMENTS.flatMap((e) => e.jobs(sizes)).find(({ name }) => name === values.job);
     if (!job) throw new RangeError(`experiment: no job ${values.job}`);
-    const { device } = slotsOf("1", values.device, threads)[0];
-    await runJob(job, out, values.commit ?? commit(), { data, device, threads });
+    const [slot] = await slotsOf("1", values.device, threads);
+    await runJob(job, out, values.commit ?? commit(), { data, ...slot });
     return true;
   }
   const chosen = EXPERIMENTS.filter(({ name }) => positionals.length === 0 || positionals.includes(name));
