@@ -101,7 +101,7 @@ describeOnGpu("the commands on webgpu", () => {
       "--extensions",
       ".txt",
       "--steps",
-      "2",
+      "1",
       "--out",
       "start",
       "--prompt",
