@@ -44,7 +44,13 @@ export async function startPages(entry: string, flags: string[]): Promise<Pages>
   });
   await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
   const origin = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
-  const browser = await chromium.launch({ executablePath, args: [...QUIET, ...flags] });
+  // Chromium brings its own SwiftShader, whichever driver the tests in Node use.
+  const { VK_ICD_FILENAMES: _, VK_DRIVER_FILES: __, ...env } = process.env;
+  const browser = await chromium.launch({
+    executablePath,
+    args: [...QUIET, ...flags],
+    env: env as Record<string, string>,
+  });
   return {
     async open(query = "") {
       const page = await browser.newPage();
