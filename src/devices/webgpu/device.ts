@@ -85,6 +85,8 @@ export class WebGpuDevice extends Device {
   readonly description: string;
   /** The shape that tensor-core kernels are made for; undefined where kernels are the portable ones. */
   readonly matrixUnits: MatrixUnits | undefined;
+  /** Tile shapes by kernel that replace the table's, as the tune command finds them. */
+  readonly tuned: Record<string, Record<string, number>> = {};
   readonly #kernels = new Map<string, Kernel>();
   readonly #constants = new Map<string, Tensor>();
   readonly #pool: BufferPool;

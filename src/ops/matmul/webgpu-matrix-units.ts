@@ -1,125 +1,255 @@
 import type { KernelSource } from "../../devices/webgpu/kernel.js";
 import {
-  MATRIX_DIRECTIVES,
-  type MatrixTile,
-  type MatrixUnits,
+  columnMatrices,
+  declareSums,
+  each,
+  type Matrices,
+  matrices,
   matrixConstants,
-} from "../../devices/webgpu/matrix-units.js";
+  multiplyAdd,
+} from "../../devices/webgpu/matrix-text.js";
+import type { DType } from "../../tensor/dtype.js";
+
+/** How a workgroup's tile of a product is shared out. */
+export interface MatmulTile {
+  /** Rows and columns of the workgroup's tile, and the inner steps that it holds at once. */
+  rows: number;
+  columns: number;
+  steps: number;
+  /** Subgroups down and across. */
+  down: number;
+  across: number;
+}
+
+/** The largest first; the last fits everything. */
+const TILES: MatmulTile[] = [
+  { rows: 128, columns: 256, steps: 32, down: 2, across: 4 },
+  { rows: 128, columns: 128, steps: 32, down: 2, across: 2 },
+  { rows: 64, columns: 64, steps: 32, down: 2, across: 2 },
+  { rows: 32, columns: 32, steps: 16, down: 2, across: 2 },
+];
+
+/** Columns of a strip of results that pass through workgroup memory together. */
+const stripColumns = ({ columns, across }: MatmulTile) => Math.min(32, columns / across);
+
+/** Octets from one line of a tile to the next: odd, so that eight lines start in different banks. */
+const lineStride = (elements: number) => elements / 8 + 1 - ((elements / 8) % 2);
+
+function tileBytes(tile: MatmulTile, { M }: Matrices): number {
+  // Lines of either tile run along whichever axis is contiguous: the longer way to lay them out counts.
+  const side = (long: number) => 16 * Math.max(long * lineStride(tile.steps), tile.steps * lineStride(long));
+  return side(tile.rows) + side(tile.columns) + 4 * tile.down * tile.across * M * stripColumns(tile);
+}
+
+/** The tile for a product: the largest that fits the device, gives subgroups whole matrices and the GPU enough tiles. */
+export function chooseTile(
+  units: Matrices,
+  limits: GPUSupportedLimits,
+  rows: number,
+  columns: number,
+  batch: number,
+): MatmulTile | undefined {
+  const fits = TILES.filter(
+    (tile) =>
+      tileBytes(tile, units) <= limits.maxComputeWorkgroupStorageSize &&
+      tile.down * tile.across * units.subgroupSize <= limits.maxComputeInvocationsPerWorkgroup &&
+      tile.rows % (tile.down * units.M) === 0 &&
+      tile.columns % (tile.across * units.narrow) === 0 &&
+      tile.steps % units.K === 0,
+  );
+  const smallest = fits[fits.length - 1];
+  // Subgroups of fewer than 16 are a processor that plays a GPU: it compiles large tiles for minutes.
+  if (units.subgroupSize < 16) return smallest;
+  const count = (tile: MatmulTile) => batch * Math.ceil(rows / tile.rows) * Math.ceil(columns / tile.columns);
+  return fits.find((tile) => count(tile) >= 128 && tile.rows < 2 * rows && tile.columns < 2 * columns) ?? smallest;
+}
 
 /**
- * The product on matrix units: tiles of a and b as f16 in workgroup memory, sums in f32. What is computed for each
- * element (scale, rounding, bounds) goes through a small block of workgroup memory, one matrix of each subgroup at a time.
+ * One operand's tile: lines of octets along its contiguous axis. `along`: lines run along the inner axis, one for each
+ * row (or column); else one line for each inner step. Loads into registers, so that they overlap with multiplying.
  */
-const body = `${MATRIX_DIRECTIVES}
-alias Left = subgroup_matrix_left<f16, MATRIX_K, MATRIX_M>;
-alias Right = subgroup_matrix_right<f16, MATRIX_N, MATRIX_K>;
-alias Result = subgroup_matrix_result<f32, MATRIX_N, MATRIX_M>;
+function operand(name: "a" | "b", along: boolean, extent: number, tile: MatmulTile, lanes: number, scaled: boolean) {
+  const line = (along ? tile.steps : extent) / 8;
+  const stride = lineStride(line * 8);
+  const lines = along ? extent : tile.steps;
+  const count = Math.ceil((line * lines) / lanes);
+  const whole = (line * lines) % lanes === 0;
+  const outer = name === "a" ? "rows" : "columns";
+  // Places in octets; `position` is where line n % and octet n / are in the operand.
+  const place = (k: number) =>
+    `let n_${k} = lane + ${k * lanes}u; let line_${k} = n_${k} / ${line}u; let octet_${k} = n_${k} % ${line}u;`;
+  const inside = (k: number) =>
+    along
+      ? `${name}0 + line_${k} < P.${outer} && at + 8u * octet_${k} < P.inner`
+      : `at + line_${k} < P.inner && ${name}0 + 8u * octet_${k} < P.${outer}`;
+  const address = (k: number) =>
+    along
+      ? `(${name}0 + line_${k}) * ${name}Line + at / 8u + octet_${k}`
+      : `(at + line_${k}) * ${name}Line + ${name}0 / 8u + octet_${k}`;
+  const value = scaled ? `as_halves(${name}_next, ${name}Factor)` : `${name}_next`;
+  return {
+    stride,
+    memory: `var<workgroup> ${name}_tile: array<vec4u, ${lines * stride}>;`,
+    registers: each(count, (k) => `var ${name}_${k} = vec4u(0);`),
+    load: each(
+      count,
+      (k) => `{ ${place(k)}
+${name}_${k} = vec4u(0);
+if (${whole ? "" : `n_${k} < ${line * lines}u && `}${inside(k)}) { ${name}_${k} = load4_${name}(${name}Origin + ${address(k)}); } }`,
+    ),
+    store: each(
+      count,
+      (k) => `{ ${place(k)}
+${whole ? "" : `if (n_${k} < ${line * lines}u)`} { ${name}_tile[line_${k} * ${stride}u + octet_${k}] = ${value.replace("_next", `_${k}`)}; } }`,
+    ),
+  };
+}
 
-const LANES = DOWN * ACROSS * SUBGROUP;
-const A_STRIDE = STEPS + GAP;
-const B_STRIDE = COLUMNS + GAP;
-// Matrices of a subgroup, down and across.
-const OWN_DOWN = ROWS / (DOWN * MATRIX_M);
-const OWN_ACROSS = COLUMNS / (ACROSS * MATRIX_N);
-var<workgroup> a_tile: array<f16, ROWS * A_STRIDE>;
-var<workgroup> b_tile: array<f16, STEPS * B_STRIDE>;
-var<workgroup> scratch: array<f32, DOWN * ACROSS * MATRIX_M * MATRIX_N>;
+/** What a product on matrix units is made for. */
+export interface MatmulLayout {
+  /** Whether the inner axis is the contiguous one. */
+  aAlong: boolean;
+  bAlong: boolean;
+  /** bf16 operands: brought into f16's range by powers of two, which aLargest and bLargest [1] f32 tell. */
+  scaled: boolean;
+  out: DType;
+}
+
+/**
+ * The product on matrix units: tiles of a and b as f16 in workgroup memory, sums in f32. While one pair of tiles is
+ * multiplied, the next is on its way into registers. What is computed for each result (scale, rounding, bounds) goes
+ * through a strip of workgroup memory, since elements of a matrix cannot be reached one by one.
+ */
+function text(units: Matrices, tile: MatmulTile, { aAlong, bAlong, scaled, out }: MatmulLayout): string {
+  const { rows, columns, steps, down, across } = tile;
+  const { M, subgroupSize } = units;
+  const lanes = down * across * subgroupSize;
+  const own = rows / (down * M);
+  const ownColumns = columns / across;
+  const strip = stripColumns(tile);
+  const matricesAcross = columnMatrices(ownColumns, units);
+  const a = operand("a", aAlong, rows, tile, lanes, scaled);
+  const b = operand("b", bAlong, columns, tile, lanes, scaled);
+  const left = (i: number) =>
+    aAlong
+      ? `subgroupMatrixLoad<Left, row_major>(&a_tile, (ownRow + ${i * M}u) * ${a.stride}u + step / 8u, ${a.stride}u)`
+      : `subgroupMatrixLoad<Left, col_major>(&a_tile, step * ${a.stride}u + ownRow / 8u + ${(i * M) / 8}u, ${a.stride}u)`;
+  const right = ({ octet, width }: { octet: number; width: number }) =>
+    bAlong
+      ? `subgroupMatrixLoad<Right${width}, col_major>(&b_tile, (ownColumn + ${octet * 8}u) * ${b.stride}u + step / 8u, ${b.stride}u)`
+      : `subgroupMatrixLoad<Right${width}, row_major>(&b_tile, step * ${b.stride}u + ownColumn / 8u + ${octet}u, ${b.stride}u)`;
+  const pieces = Array.from({ length: ownColumns / strip }, (_, k) => k);
+  return `${matrices(units)}
+${a.memory}
+${b.memory}
+var<workgroup> strips: array<f32, ${down * across * M * strip}>;
 
 // The power of two that brings a tensor's largest value near 2^14: bf16 reaches further than f16 on both sides.
 fn factor_for(largest: u32) -> f32 {
   let exponent = clamp(i32(largest >> 23u), 1, 254);
   return bitcast<f32>(u32(clamp(127 + 14 + 127 - exponent, 1, 254)) << 23u);
 }
+fn two_halves(word: u32, factor: f32) -> u32 {
+  return bitcast<u32>(vec2<f16>(factor * vec2f(bitcast<f32>(word << 16u), bitcast<f32>(word & 0xffff0000u))));
+}
+fn as_halves(words: vec4u, factor: f32) -> vec4u {
+  return vec4u(two_halves(words.x, factor), two_halves(words.y, factor), two_halves(words.z, factor), two_halves(words.w, factor));
+}
 
-@compute @workgroup_size(LANES)
+@compute @workgroup_size(${lanes})
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane: u32) {
-  let row0 = id.y * ROWS;
-  let column0 = id.x * COLUMNS;
-  let a0 = place_a(id.z);
-  let b0 = place_b(id.z);
+  let a0 = id.y * ${rows}u;
+  let b0 = id.x * ${columns}u;
+  let aOrigin = place_a(id.z) / 8u;
+  let bOrigin = place_b(id.z) / 8u;
+  let aLine = P.aLine / 8u;
+  let bLine = P.bLine / 8u;
   let group = lane / SUBGROUP;
-  let down = group / ACROSS;
-  let across = group % ACROSS;
+  let ownRow = (group / ${across}u) * ${rows / down}u;
+  let ownColumn = (group % ${across}u) * ${ownColumns}u;
   var aFactor = 1.0;
   var bFactor = 1.0;
-  if (SCALED) {
-    aFactor = factor_for(bitcast<u32>(load_aLargest(0u)));
-    bFactor = factor_for(bitcast<u32>(load_bLargest(0u)));
-  }
-
-  var acc: array<Result, OWN_DOWN * OWN_ACROSS>;
-  for (var at = 0u; at < P.inner; at += STEPS) {
+  ${scaled ? "aFactor = factor_for(bitcast<u32>(load_aLargest(0u))); bFactor = factor_for(bitcast<u32>(load_bLargest(0u)));" : ""}
+  ${declareSums(own, matricesAcross)}
+  ${a.registers}
+  ${b.registers}
+  var at = 0u;
+  ${a.load}
+  ${b.load}
+  loop {
+    if (at >= P.inner) { break; }
     workgroupBarrier();
-    for (var n = lane; n < ROWS * STEPS; n += LANES) {
-      // Lanes next to each other read elements next to each other: along the inner axis, or across it.
-      let row = select(n / STEPS, n % ROWS, A_ACROSS);
-      let step = select(n % STEPS, n / ROWS, A_ACROSS);
-      var value = 0.0;
-      if (row0 + row < P.rows && at + step < P.inner) {
-        value = load_a(a0 + (row0 + row) * P.aRow + (at + step) * P.aInner);
-      }
-      a_tile[row * A_STRIDE + step] = f16(aFactor * value);
-    }
-    for (var n = lane; n < STEPS * COLUMNS; n += LANES) {
-      let column = select(n / STEPS, n % COLUMNS, B_ACROSS);
-      let step = select(n % STEPS, n / COLUMNS, B_ACROSS);
-      var value = 0.0;
-      if (column0 + column < P.columns && at + step < P.inner) {
-        value = load_b(b0 + (column0 + column) * P.bColumn + (at + step) * P.bInner);
-      }
-      b_tile[step * B_STRIDE + column] = f16(bFactor * value);
-    }
+    ${a.store}
+    ${b.store}
     workgroupBarrier();
-    for (var step = 0u; step < STEPS; step += MATRIX_K) {
-      var left: array<Left, OWN_DOWN>;
-      for (var i = 0u; i < OWN_DOWN; i++) {
-        left[i] = subgroupMatrixLoad<Left, row_major>(&a_tile, ((down * OWN_DOWN + i) * MATRIX_M) * A_STRIDE + step, A_STRIDE);
-      }
-      for (var j = 0u; j < OWN_ACROSS; j++) {
-        let right = subgroupMatrixLoad<Right, row_major>(&b_tile, step * B_STRIDE + (across * OWN_ACROSS + j) * MATRIX_N, B_STRIDE);
-        for (var i = 0u; i < OWN_DOWN; i++) {
-          acc[i * OWN_ACROSS + j] = subgroupMatrixMultiplyAccumulate(left[i], right, acc[i * OWN_ACROSS + j]);
-        }
-      }
+    at += ${steps}u;
+    if (at < P.inner) {
+      ${a.load}
+      ${b.load}
+    }
+    for (var step = 0u; step < ${steps}u; step += MATRIX_K) {
+      ${multiplyAdd(own, matricesAcross, left, right)}
     }
   }
+  let strip0 = group * ${M * strip}u;
+  ${each(own, (i) =>
+    pieces
+      .map(
+        (piece) => `
+  workgroupBarrier();
+  ${matricesAcross
+    .map(({ octet }, j) =>
+      Math.floor((octet * 8) / strip) === piece
+        ? `subgroupMatrixStore<row_major>(&strips, strip0 + ${octet * 8 - piece * strip}u, sum_${i}_${j}, ${strip}u);`
+        : "",
+    )
+    .join("\n")}
+  workgroupBarrier();
+  for (var n = lane % SUBGROUP; n < ${(M * strip) / 8}u; n += SUBGROUP) {
+    let row = a0 + ownRow + ${i * M}u + n / ${strip / 8}u;
+    let column = b0 + ownColumn + ${piece * strip}u + 8u * (n % ${strip / 8}u);
+    if (row < P.rows && column < P.columns) { store_strip(((id.z * P.rows + row) * P.columns + column) / 8u, strip0 + 8u * n, aFactor, bFactor); }
+  }`,
+      )
+      .join("\n"),
+  )}
+}
 
-  let scratch0 = group * MATRIX_M * MATRIX_N;
-  for (var i = 0u; i < OWN_DOWN; i++) {
-    for (var j = 0u; j < OWN_ACROSS; j++) {
-      workgroupBarrier();
-      subgroupMatrixStore<row_major>(&scratch, scratch0, acc[i * OWN_ACROSS + j], MATRIX_N);
-      workgroupBarrier();
-      for (var n = 2u * (lane % SUBGROUP); n < MATRIX_M * MATRIX_N; n += 2u * SUBGROUP) {
-        let row = row0 + (down * OWN_DOWN + i) * MATRIX_M + n / MATRIX_N;
-        let column = column0 + (across * OWN_ACROSS + j) * MATRIX_N + n % MATRIX_N;
-        if (row >= P.rows || column >= P.columns) { continue; }
-        let to = (id.z * P.rows + row) * P.columns + column;
-        // Twice, since the product of both powers may leave the range of f32.
-        let x = scratch[scratch0 + n] / aFactor / bFactor;
-        let y = scratch[scratch0 + n + 1u] / aFactor / bFactor;
-        if (EVEN) { store2_out(to, x, y); }
-        else {
-          store_out(to, x);
-          if (column + 1u < P.columns) { store_out(to + 1u, y); }
-        }
-      }
-    }
+fn result(at: u32, aFactor: f32, bFactor: f32) -> vec2f {
+  // Twice, since the product of both powers may leave the range of f32.
+  ${scaled ? "return vec2f(strips[at], strips[at + 1u]) / aFactor / bFactor;" : "return vec2f(strips[at], strips[at + 1u]);"}
+}
+fn store_strip(to: u32, strip: u32, aFactor: f32, bFactor: f32) {
+  let x = result(strip, aFactor, bFactor);
+  let y = result(strip + 2u, aFactor, bFactor);
+  let z = result(strip + 4u, aFactor, bFactor);
+  let w = result(strip + 6u, aFactor, bFactor);
+  ${
+    out === "f32"
+      ? "store4_out(2u * to, bitcast<vec4u>(vec4f(x, y))); store4_out(2u * to + 1u, bitcast<vec4u>(vec4f(z, w)));"
+      : `store4_out(to, vec4u(word_of(x), word_of(y), word_of(z), word_of(w)));`
   }
-}`;
+}
+${out === "f16" ? "fn word_of(two: vec2f) -> u32 { return bitcast<u32>(vec2<f16>(two)); }" : ""}
+${out === "bf16" ? "fn word_of(two: vec2f) -> u32 { return bits_bf16(two.x) | (bits_bf16(two.y) << 16u); }" : ""}`;
+}
 
-/** The parts of matmul's kernel that make it one for matrix units. `scaled` binds aLargest and bLargest, [1] f32. */
+/** The parts of matmul's kernel that make it one for matrix units; `aLine`, `bLine`: elements from line to line. */
 export function matrixUnitsKernel(
-  units: MatrixUnits,
-  tile: MatrixTile,
-  scaled: boolean,
+  units: Matrices,
+  tile: MatmulTile,
+  layout: MatmulLayout,
 ): Pick<KernelSource, "constants" | "tensors" | "body"> {
   const largest = { dtype: "f32", access: "read" } as const;
   return {
-    constants: { ...matrixConstants(units, tile), SCALED: scaled },
-    tensors: scaled ? { aLargest: largest, bLargest: largest } : {},
-    body: scaled
-      ? body
-      : `${body}fn load_aLargest(i: u32) -> f32 { return 0.0; } fn load_bLargest(i: u32) -> f32 { return 0.0; }`,
+    constants: {
+      ...matrixConstants(units),
+      ...tile,
+      A_ALONG: layout.aAlong,
+      B_ALONG: layout.bAlong,
+      SCALED: layout.scaled,
+    },
+    tensors: layout.scaled ? { aLargest: largest, bLargest: largest } : {},
+    body: text(units, tile, layout),
   };
 }

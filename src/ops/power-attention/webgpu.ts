@@ -7,6 +7,14 @@ import { cast } from "../copy/webgpu.js";
 import { readState, stateGradient } from "../query-state/webgpu-query.js";
 import { scanInPlace, stateInnerProducts } from "../state-scan/webgpu.js";
 import type { PowerBackward, PowerForward, PowerInputs, PowerPlan, SequencePlan, State } from "./contract.js";
+import {
+  backwardOnMatrixUnits,
+  chunkStateBytes,
+  forwardOnMatrixUnits,
+  leavingState,
+  tilesFor,
+} from "./matrix-units/index.js";
+import type { PowerTiles } from "./matrix-units/tiles.js";
 import { absent, gateGradient, gateSums } from "./webgpu-gates.js";
 import { backwardInPieces, forwardInPieces } from "./webgpu-pieces.js";
 import { finishGradient, normalise, normaliseBackward, zerosLike } from "./webgpu-rows.js";
@@ -25,7 +33,8 @@ interface Part {
 function partsOf(plan: PowerPlan, like: Tensor): Part[] {
   const { batch, time, chunks, chunkSize, heads, expandedDim, valueDim } = plan;
   const limit = Math.min(STATES_BUDGET, webgpuDevice(like).gpu.limits.maxStorageBufferBindingSize);
-  const chunkBytes = 4 * heads * expandedDim * valueDim;
+  const tiles = tilesFor(plan, like);
+  const chunkBytes = tiles ? chunkStateBytes(plan, tiles) : 4 * heads * expandedDim * valueDim;
   if (!plan.usesState || batch * chunks * chunkBytes <= limit) return [{ batch: [0, batch], time: [0, time], plan }];
   const run = Math.max(1, Math.floor(limit / chunkBytes));
   const parts: Part[] = [];
@@ -86,8 +95,35 @@ function gather(pieces: State[], { batch, heads, expandedDim, valueDim }: PowerP
   return all;
 }
 
+/** On matrix units; the same parts, each done whole. */
+function forwardHalves(plan: PowerPlan, inputs: PowerInputs, tiles: PowerTiles) {
+  const { q } = inputs;
+  const { batch, time, queryHeads, valueDim, normalize } = plan;
+  const shape = [batch, time, queryHeads, valueDim];
+  const y = empty(shape, q.device, "f32");
+  const rowSum = empty(shape.slice(0, 3), q.device, "f32");
+  const output = empty(shape, q.device, q.dtype);
+  const finals: State[] = [];
+  let carried: Partial<State> | undefined;
+  for (const part of partsOf(plan, q)) {
+    if (part.time[0] === 0) carried = takeState(inputs.initialState, part);
+    const result = { y: take(y, part), rowSum: take(rowSum, part), output: take(output, part) };
+    const last = part.time[1] === time;
+    const wantLast = plan.returnFinalState || !last;
+    const divide = normalize === "sum";
+    carried = forwardOnMatrixUnits(part.plan, tiles, takeInputs(inputs, part), divide, result, carried, wantLast);
+    if (last && carried) finals.push(carried as State);
+  }
+  const finalState = plan.returnFinalState ? gather(finals, plan, q) : undefined;
+  if (normalize === "sum") return { output, finalState, saved: [rowSum, y] };
+  const unrounded = normalise(normalize, y, rowSum, "f32");
+  return { output: cast(unrounded, q.dtype), finalState, saved: [rowSum, unrounded] };
+}
+
 function forward(plan: PowerPlan, inputs: PowerInputs) {
   const { q } = inputs;
+  const tiles = tilesFor(plan, q);
+  if (tiles && plan.time > 0) return forwardHalves(plan, inputs, tiles);
   const { batch, time, queryHeads, valueDim } = plan;
   const y = empty([batch, time, queryHeads, valueDim], q.device, "f32");
   const sum = empty([batch, time, queryHeads], q.device, "f32");
@@ -115,36 +151,51 @@ function forward(plan: PowerPlan, inputs: PowerInputs) {
 export const powerWebGpu: PowerForward = (plan, inputs) =>
   noGrad(() => scope(() => forwardInPieces(forward)(plan, inputs)));
 
-function backward(
-  plan: PowerPlan,
-  inputs: PowerInputs,
-  output: Tensor,
-  saved: readonly Tensor[],
-  upstream: Parameters<PowerBackward>[4],
-): ReturnType<PowerBackward> {
-  const { q, k, v, logG, initialState } = inputs;
-  const dOut = upstream.output ?? zerosLike(output.shape, q, output.dtype);
-  const [rowSum, unrounded = output] = saved;
-  const { dy, dsum } = normaliseBackward(plan.normalize, dOut, unrounded, rowSum);
-  const [dQ, dK, dV] = [q, k, v].map((x) => empty(x.shape, q.device, "f32"));
-  const { s, z } = upstream.finalState ?? {};
-  const dFinal = s || z ? { s, z } : undefined;
-  const states = readsState(plan) || dFinal !== undefined;
-  const parts = partsOf(plan, q);
+interface Arriving {
+  /** f32, of y and of its sums of weights; and of the final state. */
+  dy: Tensor;
+  dsum: Tensor;
+  dFinal: Partial<State> | undefined;
+}
 
-  // Each part wants the state that enters it: all but the last part of a sequence are run once more to hand it on.
+/** Final states and gradients of initial ones, by sequence; only where they are known anyway or asked for. */
+interface Ends {
+  finals: State[];
+  dInitials: State[];
+}
+
+/** Each part wants the state that enters it: all but the last part of a sequence are run once more to hand it on. */
+function partEntries(
+  plan: PowerPlan,
+  parts: Part[],
+  initial: State | undefined,
+  leaving: (part: Part, carried: Partial<State> | undefined) => Partial<State>,
+): Map<Part, Partial<State> | undefined> {
   const entries = new Map<Part, Partial<State> | undefined>();
   let carried: Partial<State> | undefined;
-  for (const part of states ? parts : []) {
-    if (part.time[0] === 0) carried = takeState(initialState, part);
+  for (const part of parts) {
+    if (part.time[0] === 0) carried = takeState(initial, part);
     entries.set(part, carried);
-    if (part.time[1] === plan.time) continue;
+    if (part.time[1] < plan.time) carried = leaving(part, carried);
+  }
+  return entries;
+}
+
+function portableGradients(
+  plan: PowerPlan,
+  inputs: PowerInputs,
+  { dy, dsum, dFinal }: Arriving,
+  { q: dQ, k: dK, v: dV }: { q: Tensor; k: Tensor; v: Tensor },
+): Ends {
+  const { q } = inputs;
+  const states = readsState(plan) || dFinal !== undefined;
+  const parts = partsOf(plan, q);
+  const entries = partEntries(plan, states ? parts : [], inputs.initialState, (part, carried) => {
     const own = takeInputs(inputs, part);
     const { entering, final } = enteringStates(part, own.k, own.v, own.gates, carried);
     for (const states of [entering.s, entering.z]) states.dispose();
-    carried = final;
-  }
-
+    return final;
+  });
   const finals: State[] = [];
   const dInitials: State[] = [];
   let arriving: Partial<State> | undefined;
@@ -174,6 +225,56 @@ function backward(
     readState(own, "keys", given.k, dStates, gates, dv, undefined, true);
     for (const gradient of [dStates.s, dStates.z]) gradient.dispose();
   }
+  return { finals, dInitials };
+}
+
+function halfGradients(
+  plan: PowerPlan,
+  tiles: PowerTiles,
+  inputs: PowerInputs,
+  { dy, dsum, dFinal }: Arriving,
+  into: { q: Tensor; k: Tensor; v: Tensor },
+): Ends {
+  const parts = partsOf(plan, inputs.q);
+  const leaving = (part: Part, carried: Partial<State> | undefined) =>
+    leavingState(part.plan, tiles, takeInputs(inputs, part), carried);
+  const entries = partEntries(plan, parts, inputs.initialState, leaving);
+  const finals: State[] = [];
+  const dInitials: State[] = [];
+  let dLast: Partial<State> | undefined;
+  for (const part of [...parts].reverse()) {
+    const first = entries.get(part);
+    if (part.time[1] === plan.time) {
+      dLast = takeState(dFinal, part);
+      if (plan.gated && dFinal) finals.unshift(leaving(part, first) as State);
+    }
+    const own = { q: take(into.q, part), k: take(into.k, part), v: take(into.v, part) };
+    const upstream = { dy: take(dy, part), dsum: take(dsum, part), first, dLast };
+    dLast = backwardOnMatrixUnits(part.plan, tiles, takeInputs(inputs, part), upstream, own, first !== undefined);
+    if (part.time[0] === 0 && dLast) dInitials.unshift(dLast as State);
+  }
+  return { finals, dInitials };
+}
+
+function backward(
+  plan: PowerPlan,
+  inputs: PowerInputs,
+  output: Tensor,
+  saved: readonly Tensor[],
+  upstream: Parameters<PowerBackward>[4],
+): ReturnType<PowerBackward> {
+  const { q, k, v, logG, initialState } = inputs;
+  const dOut = upstream.output ?? zerosLike(output.shape, q, output.dtype);
+  const [rowSum, unrounded = output] = saved;
+  const [dQ, dK, dV] = [q, k, v].map((x) => empty(x.shape, q.device, "f32"));
+  const { s, z } = upstream.finalState ?? {};
+  const dFinal = s || z ? { s, z } : undefined;
+  const arriving = { ...normaliseBackward(plan.normalize, dOut, unrounded, rowSum), dFinal };
+  const tiles = plan.time > 0 ? tilesFor(plan, q) : undefined;
+  const into = { q: dQ, k: dK, v: dV };
+  const { finals, dInitials } = tiles
+    ? halfGradients(plan, tiles, inputs, arriving, into)
+    : portableGradients(plan, inputs, arriving, into);
 
   const degree = logG && plan.degree;
   const [fromQ, fromK] = [finishGradient(q, dQ, degree), finishGradient(k, dK, degree)];

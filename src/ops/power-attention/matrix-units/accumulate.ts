@@ -1,0 +1,133 @@
+import { webgpuDevice } from "../../../devices/webgpu/device.js";
+import type { KernelSource } from "../../../devices/webgpu/kernel.js";
+import {
+  columnMatrices,
+  declareSums,
+  matrices,
+  multiplyAdd,
+  rowStride,
+  storeSums,
+} from "../../../devices/webgpu/matrix-text.js";
+import { empty, type Tensor } from "../../../tensor/tensor.js";
+import type { SequencePlan } from "../contract.js";
+import { GROUP } from "./features.js";
+import type { Levels } from "./levels.js";
+import { chunkRows, type Packed } from "./pack.js";
+import { MAKE_FEATURES, type PowerTiles, powerConstants } from "./tiles.js";
+
+/**
+ * Σ_t weight_t · φ(x_t) y_tᵀ over the tokens of a chunk: [features × tokens] by [tokens × columns]. Features are made in
+ * workgroup memory, token by token, and read from there transposed.
+ */
+const body = (tiles: PowerTiles, columns: number) => {
+  const { groups, down, across } = tiles.accumulate;
+  const own = (groups * GROUP) / (down * tiles.M);
+  const matricesAcross = columnMatrices(columns / across, tiles);
+  return `${matrices(tiles)}
+const LANES = DOWN * ACROSS * SUBGROUP;
+const PHI_STRIDE = GROUPS * 8 + 1;
+const OWN_ROWS = GROUPS * 64 / DOWN;
+const OWN_COLUMNS = COLUMNS / ACROSS;
+var<workgroup> phi: array<vec4u, STEPS * PHI_STRIDE>;
+var<workgroup> values: array<vec4u, STEPS * Y_STRIDE>;
+${MAKE_FEATURES}
+
+@compute @workgroup_size(LANES)
+fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
+        @builtin(local_invocation_index) lane: u32) {
+  let state = id.y + id.z * groups.y; // counts b, key head, chunk
+  if (state >= P.states) { return; }
+  let chunk = state % P.chunks;
+  let line = state / P.chunks;
+  let ownRow = ((lane / SUBGROUP) / ACROSS) * OWN_ROWS;
+  let ownColumn = ((lane / SUBGROUP) % ACROSS) * OWN_COLUMNS;
+  ${declareSums(own, matricesAcross)}
+  for (var member = 0u; member < P.members; member++) {
+    let row0 = ((line * P.members + member) * P.chunks + chunk) * CHUNK_ROWS;
+    for (var base = 0u; base < CHUNK_ROWS; base += STEPS) {
+      workgroupBarrier();
+      for (var n = lane; n < STEPS * GROUPS; n += LANES) {
+        let token = n % STEPS;
+        let group = n / STEPS;
+        let row = row0 + base + token;
+        let weight = f16(exp2(FEATURE_EXPONENT) * load_tokens(4u * row + 3u));
+        make_group(row, weight, id.x * GROUPS + group, token * PHI_STRIDE + 8u * group);
+      }
+      for (var n = lane; n < STEPS * Y_OCTETS; n += LANES) {
+        values[(n / Y_OCTETS) * Y_STRIDE + n % Y_OCTETS] = load4_y((row0 + base) * Y_OCTETS + n);
+      }
+      workgroupBarrier();
+      for (var step = 0u; step < STEPS; step += MATRIX_K) {
+        ${multiplyAdd(
+          own,
+          matricesAcross,
+          (i) =>
+            `subgroupMatrixLoad<Left, col_major>(&phi, step * PHI_STRIDE + ownRow / 8u + ${(i * tiles.M) / 8}u, PHI_STRIDE)`,
+          ({ octet, width }) =>
+            `subgroupMatrixLoad<Right${width}, row_major>(&values, step * Y_STRIDE + ownColumn / 8u + ${octet}u, Y_STRIDE)`,
+        )}
+      }
+    }
+  }
+  let feature = id.x * GROUPS * 64u + ownRow;
+  ${storeSums(
+    own,
+    matricesAcross,
+    "s",
+    "COLUMNS",
+    (i) => `P.s_at + (state * P.features + feature + ${i * tiles.M}u) * COLUMNS + ownColumn`,
+  )}
+}`;
+};
+
+/**
+ * Sums of the features of x, keys or queries, with packed y beside them: f32 [B, H, N, features, columns], without the
+ * powers of two that `levels` and y's exponents hold, and unweighted by multiplicity.
+ */
+export function accumulate(
+  plan: SequencePlan,
+  tiles: PowerTiles,
+  x: Packed,
+  y: Packed,
+  { tokens }: Levels,
+  octets: Tensor,
+): Tensor {
+  const { batch, heads, chunks, degree } = plan;
+  const device = webgpuDevice(x.values);
+  const { groups, steps, down, across } = tiles.accumulate;
+  const columns = y.octets * 8;
+  const features = octets.size * 8;
+  const states = batch * heads * chunks;
+  const source: KernelSource = {
+    name: "accumulate-on-matrix-units",
+    constants: {
+      ...powerConstants(tiles),
+      DEGREE: degree,
+      X_OCTETS: x.octets,
+      Y_OCTETS: y.octets,
+      Y_STRIDE: rowStride(y.octets),
+      COLUMNS: columns,
+      CHUNK_ROWS: chunkRows(plan),
+      STEPS: steps,
+      GROUPS: groups,
+      DOWN: down,
+      ACROSS: across,
+    },
+    tensors: {
+      x: { dtype: "f16", access: "read", vectors: true },
+      y: { dtype: "f16", access: "read", vectors: true },
+      tokens: { dtype: "f32", access: "read" },
+      octets: { dtype: "i32", access: "read" },
+      s: { dtype: "f32", access: "write" },
+    },
+    parameters: { states: "u32", chunks: "u32", members: "u32", features: "u32" },
+    body: body(tiles, columns),
+  };
+  const s = empty([batch, heads, chunks, features, columns], device, "f32");
+  device.dispatch(source, {
+    tensors: { x: x.values, y: y.values, tokens, octets, s },
+    parameters: { states, chunks, members: x.values.shape[0] / (states * chunkRows(plan)), features },
+    workgroups: [features / (groups * GROUP), ...device.spread(states)],
+  });
+  return s;
+}

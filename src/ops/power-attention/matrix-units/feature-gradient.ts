@@ -1,0 +1,195 @@
+import { webgpuDevice } from "../../../devices/webgpu/device.js";
+import type { KernelSource } from "../../../devices/webgpu/kernel.js";
+import { columnMatrices, each, matrices, rowStride } from "../../../devices/webgpu/matrix-text.js";
+import { empty, type Tensor } from "../../../tensor/tensor.js";
+import type { SequencePlan } from "../contract.js";
+import { OCTET } from "./features.js";
+import { chunkRows, type Packed } from "./pack.js";
+import { type ChunkStates, FACTORS } from "./scan.js";
+import { type PowerTiles, powerConstants } from "./tiles.js";
+
+/**
+ * The gradient of x through its features: dφ_t = s y_t + z ysum_t, 64 features at a time by [tokens × e] times [e × features],
+ * then contracted with ∂φ/∂x. An invocation has a token to itself: of an octet of features, x[8j …] times a prefix, the
+ * elements 8j … get dφ times the prefix, and each factor of the prefix the rest of it times dφ·x[8j …].
+ */
+const body = (tiles: PowerTiles, sumAt: number) => {
+  const own = tiles.subgroupSize / tiles.M;
+  const steps = (sumAt * OCTET) / tiles.K;
+  const featureMatrices = columnMatrices(64, tiles);
+  return `${matrices(tiles)}
+const TOKENS = DOWN * SUBGROUP;
+const WIDTH = X_OCTETS * 8;
+const STRIDE = 65;
+const DX_STRIDE = WIDTH + 1;
+var<workgroup> part: array<vec4u, 64 * S_STRIDE>;
+var<workgroup> changes: array<f32, TOKENS * STRIDE>;
+var<workgroup> dx: array<f32, TOKENS * DX_STRIDE>;
+
+fn halves(word: u32) -> vec2f { return vec2f(bitcast<vec2<f16>>(word)); }
+fn element(row: u32, i: u32) -> f32 {
+  let pair = halves(load4_x(row * X_OCTETS + i / 8u)[(i / 2u) & 3u]);
+  return select(pair.x, pair.y, (i & 1u) == 1u);
+}
+
+@compute @workgroup_size(TOKENS)
+fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
+        @builtin(local_invocation_index) lane: u32) {
+  let line = id.y + id.z * groups.y; // counts b, head, chunk
+  if (line >= P.lines) { return; }
+  let chunk = line % P.chunks;
+  if (chunk < P.firstChunk) { return; }
+  let stateLine = (line / P.chunks / P.members) * P.chunks + chunk;
+  let first = id.x * TOKENS;
+  let row0 = line * CHUNK_ROWS;
+  let ownRow = (lane / SUBGROUP) * SUBGROUP;
+  let row = row0 + min(first + lane, CHUNK_ROWS - 1u);
+  for (var i = 0u; i < WIDTH; i++) { dx[lane * DX_STRIDE + i] = 0.0; }
+  // A sum's column has a power of two of its own.
+  let ysum = halves(load4_y(row * Y_OCTETS + SUM_AT).x).x *
+    load_factors(${FACTORS}u * stateLine + 6u) / load_factors(${FACTORS}u * stateLine + 5u) * sum_scale(line, chunk);
+  ${each(own, (i) =>
+    each(
+      steps,
+      (step) =>
+        `let y_${i}_${step} = subgroupMatrixLoad<Left, row_major>(&y, P.y_at / 8u + (row0 + min(first + ownRow + ${i * tiles.M}u, CHUNK_ROWS - MATRIX_M)) * Y_OCTETS + ${(step * tiles.K) / 8}u, Y_OCTETS);`,
+    ),
+  )}
+  var octet = vec4u(0);
+  var block = 0xffffffffu;
+  var low = vec4f(0);
+  var high = vec4f(0);
+  for (var group = 0u; group < P.features / 64u; group++) {
+    workgroupBarrier();
+    let s0 = (stateLine * P.features + 64u * group) * Y_OCTETS;
+    for (var n = lane; n < 64u * Y_OCTETS; n += TOKENS) { part[(n / Y_OCTETS) * S_STRIDE + n % Y_OCTETS] = load4_s(s0 + n); }
+    workgroupBarrier();
+    ${featureMatrices
+      .map(
+        ({ octet, width }) => `{
+      ${each(steps, (step) => `let right_${step} = subgroupMatrixLoad<Right${width}, col_major>(&part, ${octet * 8}u * S_STRIDE + ${(step * tiles.K) / 8}u, S_STRIDE);`)}
+      ${each(
+        own,
+        (i) => `var change_${i} = Result${width}();
+      ${each(steps, (step) => `change_${i} = subgroupMatrixMultiplyAccumulate(y_${i}_${step}, right_${step}, change_${i});`)}
+      subgroupMatrixStore<row_major>(&changes, (ownRow + ${i * tiles.M}u) * STRIDE + ${octet * 8}u, change_${i}, STRIDE);`,
+      )}
+    }`,
+      )
+      .join("\n")}
+    workgroupBarrier();
+    for (var k = 0u; k < 8u; k++) {
+      let word = bitcast<u32>(load_octets(8u * group + k));
+      if (word >> 24u != block) {
+        // Another block of x: its gradient so far goes to memory.
+        flush(lane, block, low, high);
+        low = vec4f(0);
+        high = vec4f(0);
+        block = word >> 24u;
+        octet = load4_x(row * X_OCTETS + block);
+      }
+      let at = lane * STRIDE + 8u * k;
+      let z = (8u * k) * S_STRIDE + SUM_AT;
+      let a = vec4f(changes[at], changes[at + 1u], changes[at + 2u], changes[at + 3u]) +
+        ysum * vec4f(halves(part[z].x).x, halves(part[z + S_STRIDE].x).x, halves(part[z + 2u * S_STRIDE].x).x, halves(part[z + 3u * S_STRIDE].x).x);
+      let b = vec4f(changes[at + 4u], changes[at + 5u], changes[at + 6u], changes[at + 7u]) +
+        ysum * vec4f(halves(part[z + 4u * S_STRIDE].x).x, halves(part[z + 5u * S_STRIDE].x).x, halves(part[z + 6u * S_STRIDE].x).x, halves(part[z + 7u * S_STRIDE].x).x);
+      let rest = dot(a, vec4f(halves(octet.x), halves(octet.y))) + dot(b, vec4f(halves(octet.z), halves(octet.w)));
+      var factor = 1.0;
+      for (var m = 0u; m + 1u < DEGREE; m++) {
+        let i = (word >> (8u * m)) & 255u;
+        var others = rest;
+        for (var o = 0u; o + 1u < DEGREE; o++) {
+          if (o != m) { others *= element(row, (word >> (8u * o)) & 255u); }
+        }
+        dx[lane * DX_STRIDE + i] += others;
+        factor *= element(row, i);
+      }
+      low += factor * a;
+      high += factor * b;
+    }
+  }
+  flush(lane, block, low, high);
+  workgroupBarrier();
+  // Rows one after the other, so that lanes write neighbours.
+  for (var n = lane; n < TOKENS * WIDTH; n += TOKENS) {
+    if (first + n / WIDTH < CHUNK_ROWS) {
+      store_result((row0 + first + n / WIDTH) * WIDTH + n % WIDTH, dx[(n / WIDTH) * DX_STRIDE + n % WIDTH]);
+    }
+  }
+}
+
+fn flush(lane: u32, block: u32, low: vec4f, high: vec4f) {
+  if (block == 0xffffffffu) { return; }
+  let to = lane * DX_STRIDE + 8u * block;
+  for (var j = 0u; j < 4u; j++) {
+    dx[to + j] += low[j];
+    dx[to + 4u + j] += high[j];
+  }
+}
+
+// 2^e of the values of the chunk: for queries y's sums were divided by it beside, for keys the values were.
+fn sum_scale(line: u32, chunk: u32) -> f32 {
+  let head = line / P.chunks / P.members;
+  let b = head / P.heads;
+  let bits = bitcast<u32>(load_valueLargest((b * P.chunks + chunk) * P.heads + head % P.heads)) & 0x7fffffffu;
+  var power = 1.0;
+  if (bits > 0u) { power = bitcast<f32>(min(max(bits >> 23u, 1u) + 1u, 254u) << 23u); }
+  return select(1.0 / power, power, QUERIES);
+}`;
+};
+
+/**
+ * f32 [rows of x, 8 · octets], without powers of two: the gradient of packed x that read `states` (queries, with y = dy) or
+ * made them (keys, with y = v and `states` their gradients). Chunks before `firstChunk` are left alone.
+ */
+export function featureGradient(
+  plan: SequencePlan,
+  tiles: PowerTiles,
+  side: "queries" | "keys",
+  x: Packed,
+  y: Packed,
+  { s, factors }: ChunkStates,
+  octets: Tensor,
+  sumAt: number,
+  valueLargest: Tensor,
+  firstChunk: number,
+): Tensor {
+  const { heads, batch, chunks, degree } = plan;
+  const device = webgpuDevice(x.values);
+  const rows = x.values.shape[0];
+  const lines = rows / chunkRows(plan);
+  const { down } = tiles.gradient;
+  const source: KernelSource = {
+    name: `feature-gradient-${side}`,
+    constants: {
+      ...powerConstants(tiles),
+      DEGREE: degree,
+      QUERIES: side === "queries",
+      X_OCTETS: x.octets,
+      Y_OCTETS: y.octets,
+      S_STRIDE: rowStride(y.octets),
+      SUM_AT: sumAt,
+      CHUNK_ROWS: chunkRows(plan),
+      DOWN: down,
+    },
+    tensors: {
+      x: { dtype: "f16", access: "read", vectors: true },
+      y: { dtype: "f16", access: "read", vectors: true },
+      s: { dtype: "f16", access: "read", vectors: true },
+      factors: { dtype: "f32", access: "read" },
+      valueLargest: { dtype: "f32", access: "read" },
+      octets: { dtype: "i32", access: "read" },
+      result: { dtype: "f32", access: "write" },
+    },
+    parameters: { lines: "u32", chunks: "u32", heads: "u32", members: "u32", features: "u32", firstChunk: "u32" },
+    body: body(tiles, sumAt),
+  };
+  const result = empty([rows, OCTET * x.octets], device, "f32");
+  device.dispatch(source, {
+    tensors: { x: x.values, y: y.values, s, factors, valueLargest, octets, result },
+    parameters: { lines, chunks, heads, members: lines / (batch * heads * chunks), features: s.shape[3], firstChunk },
+    workgroups: [Math.ceil(chunkRows(plan) / (down * tiles.subgroupSize)), ...device.spread(lines)],
+  });
+  return result;
+}

@@ -1,0 +1,151 @@
+import { webgpuDevice } from "../../../devices/webgpu/device.js";
+import type { KernelSource } from "../../../devices/webgpu/kernel.js";
+import type { DType } from "../../../tensor/dtype.js";
+import type { Tensor } from "../../../tensor/tensor.js";
+import type { SequencePlan } from "../contract.js";
+import { absent } from "../webgpu-gates.js";
+import type { Levels } from "./levels.js";
+import { chunkRows, type Packed } from "./pack.js";
+import { WEIGHT_EXPONENT } from "./pairs.js";
+import { type ChunkStates, FACTORS } from "./scan.js";
+import { FEATURE_EXPONENT } from "./tiles.js";
+
+/**
+ * Joins what came from pairs and from states, puts the powers of two back, and divides by the sum of weights.
+ *
+ *     y_i = (scale · 2^e_i)^p · (2^λ_i · pairs_i + exp(G_i) · states_i)       λ_i: the level that pairs were counted at
+ *
+ * Eight lanes a row.
+ */
+const kernel = (dtype: DType, constants: Record<string, number | boolean>): KernelSource => ({
+  name: "finish-output",
+  constants,
+  tensors: {
+    near: { dtype: "f32", access: "read" },
+    far: { dtype: "f32", access: "read" },
+    tokens: { dtype: "f32", access: "read" },
+    exponents: { dtype: "f32", access: "read" },
+    valueLargest: { dtype: "f32", access: "read" },
+    factors: { dtype: "f32", access: "read" },
+    y: { dtype: "f32", access: "write" },
+    rowSum: { dtype: "f32", access: "write" },
+    output: { dtype, access: "write" },
+  },
+  parameters: {
+    time: "u32",
+    heads: "u32",
+    group: "u32",
+    chunkSize: "u32",
+    chunks: "u32",
+    valueDim: "u32",
+    firstChunk: "u32",
+    rows: "u32",
+    scaleLog: "f32",
+  },
+  body: `
+fn power_of(magnitude: f32) -> f32 {
+  let bits = bitcast<u32>(magnitude) & 0x7fffffffu;
+  if (bits == 0u) { return 1.0; }
+  return bitcast<f32>(min(max(bits >> 23u, 1u) + 1u, 254u) << 23u);
+}
+
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
+        @builtin(local_invocation_index) lane: u32) {
+  let row = (id.x + id.y * groups.x) * 32u + lane / 8u; // counts b, t, query head
+  if (row >= P.rows) { return; }
+  let queryHead = row % (P.heads * P.group);
+  let t = (row / (P.heads * P.group)) % P.time;
+  let b = row / (P.heads * P.group * P.time);
+  let head = queryHead / P.group;
+  let chunk = t / P.chunkSize;
+  let line = (b * P.heads + head) * P.chunks + chunk;
+  let token = 4u * (line * CHUNK_ROWS + t % P.chunkSize);
+  let at = ((b * P.heads * P.group + queryHead) * P.chunks + chunk) * CHUNK_ROWS + t % P.chunkSize;
+  let level = load_tokens(token + 1u) + load_tokens(token + 2u);
+  // Relative to the pairs' level: what both have in common comes last.
+  let near = exp2(-WEIGHT_EXPONENT) * vec2f(power_of(load_valueLargest((b * P.chunks + chunk) * P.heads + head)), 1.0);
+  var far = vec2f(0);
+  let reads = STATES && chunk >= P.firstChunk;
+  if (reads) {
+    far = exp2(min(load_tokens(token + 2u) - level - FEATURE_EXPONENT, 126.0)) *
+      vec2f(load_factors(${FACTORS}u * line + 5u), load_factors(${FACTORS}u * line + 6u));
+  }
+  var sum = near.y * load_near(at * COLUMNS + SUM_COLUMN);
+  if (reads) { sum += far.y * load_far(at * COLUMNS + SUM_COLUMN); }
+  let shared_factor = exp2(level + DEGREE * load_exponents(at) + P.scaleLog);
+  var factor = shared_factor;
+  if (DIVIDE) { factor = select(1.0 / sum, 0.0, sum == 0.0); }
+  if (lane % 8u == 0u) { store_rowSum(row, shared_factor * sum); }
+  for (var i = 2u * (lane % 8u); i < P.valueDim; i += 16u) {
+    let odd = i + 1u < P.valueDim;
+    var value = near.x * vec2f(load_near(at * COLUMNS + i), load_near(at * COLUMNS + i + 1u));
+    if (reads) { value += far.x * vec2f(load_far(at * COLUMNS + i), load_far(at * COLUMNS + i + 1u)); }
+    value *= factor;
+    let to = row * P.valueDim + i;
+    if (EVEN) {
+      store2_y(to, value.x, value.y);
+      store2_output(to, value.x, value.y);
+    } else {
+      store_y(to, value.x);
+      store_output(to, value.x);
+      if (odd) { store_y(to + 1u, value.y); store_output(to + 1u, value.y); }
+    }
+  }
+}`,
+});
+
+/** y [B, T, Hq, e] f32, its sums of weights [B, T, Hq] f32, and y in the dtype of the inputs: all contiguous. */
+export interface Output {
+  y: Tensor;
+  rowSum: Tensor;
+  output: Tensor;
+}
+
+/** Fills `result`; y is divided by the sums where `divide` says so. */
+export function finish(
+  plan: SequencePlan,
+  divide: boolean,
+  near: Tensor,
+  far: { read: Tensor; states: ChunkStates; firstChunk: number } | undefined,
+  queries: Packed,
+  keys: Levels,
+  valueLargest: Tensor,
+  sumAt: number,
+  result: Output,
+): void {
+  const { batch, time, queryHeads, heads, valueDim, chunkSize, chunks, degree, scale } = plan;
+  const device = webgpuDevice(near);
+  const none = absent(near);
+  const rows = batch * time * queryHeads;
+  device.dispatch(
+    kernel(result.output.dtype, {
+      DEGREE: degree,
+      CHUNK_ROWS: chunkRows(plan),
+      COLUMNS: near.shape[1],
+      SUM_COLUMN: 8 * sumAt,
+      WEIGHT_EXPONENT,
+      FEATURE_EXPONENT,
+      STATES: far !== undefined,
+      DIVIDE: divide,
+      EVEN: valueDim % 2 === 0,
+    }),
+    {
+      tensors: {
+        near,
+        far: far?.read ?? none,
+        tokens: keys.tokens,
+        exponents: queries.exponents,
+        valueLargest,
+        factors: far?.states.factors ?? none,
+        ...result,
+      },
+      parameters: {
+        ...{ time, heads, group: queryHeads / heads, chunkSize, chunks, valueDim, rows },
+        firstChunk: far?.firstChunk ?? 0,
+        scaleLog: degree * Math.log2(Math.abs(scale)),
+      },
+      workgroups: device.spread(Math.ceil(rows / 32)),
+    },
+  );
+}

@@ -1,0 +1,180 @@
+import { webgpuDevice } from "../../../devices/webgpu/device.js";
+import { fromValues, type Tensor } from "../../../tensor/tensor.js";
+import { largestOfChunks } from "../../chunk-state/webgpu-largest.js";
+import type { SequencePlan, State } from "../contract.js";
+import { accumulate } from "./accumulate.js";
+import { featureGradient } from "./feature-gradient.js";
+import { type FeatureOrder, featureOrder, OCTET } from "./features.js";
+import { finish, type Output } from "./finish.js";
+import { joinGradient } from "./join.js";
+import { type Levels, laterLevels, levels } from "./levels.js";
+import { type Packed, packGradients, packRows, packValues, valueOctets } from "./pack.js";
+import { pairs } from "./pairs.js";
+import { pairsGradients } from "./pairs-gradients.js";
+import { read } from "./read.js";
+import { type ChunkStates, scanStates } from "./scan.js";
+import { type PowerTiles, powerTiles } from "./tiles.js";
+
+/** Half inputs of a call, or of a part of one, and its gates as gateSums gives them. */
+export interface HalfInputs {
+  q: Tensor;
+  k: Tensor;
+  v: Tensor;
+  gates: Tensor;
+}
+
+/** The tiles for a call, or undefined where it is one for the portable kernels. */
+export function tilesFor(plan: SequencePlan, x: Tensor): PowerTiles | undefined {
+  const { gpu, matrixUnits, tuned } = webgpuDevice(x);
+  const { degree, scale } = plan;
+  const plain = degree >= 1 && degree <= 4 && (scale > 0 || (scale < 0 && degree % 2 === 0));
+  return x.dtype === "f32" || !plain ? undefined : powerTiles(matrixUnits, gpu.limits, tuned);
+}
+
+/** φ's order for a plan, and its table of octets on the device. */
+function orderOf({ headDim, degree }: SequencePlan, tiles: PowerTiles, like: Tensor): [FeatureOrder, Tensor] {
+  const { groups } = tiles.accumulate;
+  const order = featureOrder(headDim, degree, groups);
+  const octets = webgpuDevice(like).constant(`octets ${headDim} ${degree} ${groups}`, () =>
+    fromValues(like.device, order.octets, [order.octets.length], "i32"),
+  );
+  return [order, octets];
+}
+
+/** Bytes that the states of one chunk take, sums and what enters. */
+export function chunkStateBytes(plan: SequencePlan, tiles: PowerTiles): number {
+  const { features } = featureOrder(plan.headDim, plan.degree, tiles.accumulate.groups);
+  return 6 * plan.heads * features * OCTET * valueOctets(plan.valueDim, tiles).stride;
+}
+
+interface PackedKeys {
+  k: Packed;
+  v: Packed;
+  valueLargest: Tensor;
+  levels: Levels;
+}
+
+function packKeys(plan: SequencePlan, tiles: PowerTiles, { k, v, gates }: HalfInputs): PackedKeys {
+  const packed = packRows(plan, k, tiles.stepMultiple);
+  const valueLargest = largestOfChunks(plan, v);
+  return {
+    k: packed,
+    v: packValues(plan, v, valueLargest, tiles),
+    valueLargest,
+    levels: levels(plan, packed, gates),
+  };
+}
+
+interface Directed {
+  side: "keys" | "queries";
+  /** What features are made of, what they are summed with, and how the tokens weigh. */
+  x: Packed;
+  y: Packed;
+  levels: Levels;
+  first: Partial<State> | undefined;
+  wantLast: boolean;
+}
+
+/** States that enter chunks, from keys and values; or that arrive at them from later chunks, from queries and gradients. */
+function chunkStates(plan: SequencePlan, tiles: PowerTiles, keys: PackedKeys, directed: Directed): ChunkStates {
+  const { side, x, y, levels: summed, first, wantLast } = directed;
+  const [order, octets] = orderOf(plan, tiles, x.values);
+  const sums = accumulate(plan, tiles, x, y, summed, octets);
+  const { sumAt } = valueOctets(plan.valueDim, tiles);
+  const { levels: keyLevels, valueLargest } = keys;
+  const states = scanStates(plan, order, { sums, keys: keyLevels, summed, side, valueLargest, sumAt, first, wantLast });
+  sums.dispose();
+  return states;
+}
+
+const enteringStates = (
+  plan: SequencePlan,
+  tiles: PowerTiles,
+  keys: PackedKeys,
+  first: Partial<State> | undefined,
+  wantLast: boolean,
+) => chunkStates(plan, tiles, keys, { side: "keys", x: keys.k, y: keys.v, levels: keys.levels, first, wantLast });
+
+/** Fills `result`, and returns the state that leaves where `wantLast`. */
+export function forwardOnMatrixUnits(
+  plan: SequencePlan,
+  tiles: PowerTiles,
+  inputs: HalfInputs,
+  divide: boolean,
+  result: Output,
+  first: Partial<State> | undefined,
+  wantLast: boolean,
+): State | undefined {
+  const keys = packKeys(plan, tiles, inputs);
+  const q = packRows(plan, inputs.q, tiles.stepMultiple);
+  const near = pairs(plan, tiles, q, keys.k, keys.v, keys.levels);
+  const firstChunk = first ? 0 : 1;
+  const reads = plan.chunks > firstChunk;
+  const states = reads || wantLast ? enteringStates(plan, tiles, keys, first, wantLast) : undefined;
+  const [, octets] = orderOf(plan, tiles, q.values);
+  const far =
+    reads && states ? { read: read(plan, tiles, q, states.s, octets, firstChunk), states, firstChunk } : undefined;
+  const { sumAt } = valueOctets(plan.valueDim, tiles);
+  finish(plan, divide, near, far, q, keys.levels, keys.valueLargest, sumAt, result);
+  return states?.last;
+}
+
+/** The state alone that leaves the last chunk. */
+export function leavingState(
+  plan: SequencePlan,
+  tiles: PowerTiles,
+  inputs: HalfInputs,
+  first: Partial<State> | undefined,
+): State {
+  return enteringStates(plan, tiles, packKeys(plan, tiles, inputs), first, true).last as State;
+}
+
+export interface HalfUpstream {
+  /** f32 [B, T, Hq, e] and [B, T, Hq]: gradients of y and of its sums of weights, before they are divided. */
+  dy: Tensor;
+  dsum: Tensor;
+  /** What entered the first chunk, and the gradient of what left the last. */
+  first: Partial<State> | undefined;
+  dLast: Partial<State> | undefined;
+}
+
+/** Fills f32 gradients of q, k and v, contiguous; returns that of the state that entered where `wantFirst`. */
+export function backwardOnMatrixUnits(
+  plan: SequencePlan,
+  tiles: PowerTiles,
+  inputs: HalfInputs,
+  { dy: dyGiven, dsum, first, dLast }: HalfUpstream,
+  into: { q: Tensor; k: Tensor; v: Tensor },
+  wantFirst: boolean,
+): State | undefined {
+  const { sumAt } = valueOctets(plan.valueDim, tiles);
+  const [, octets] = orderOf(plan, tiles, inputs.q);
+  const keys = packKeys(plan, tiles, inputs);
+  const { k, v, valueLargest } = keys;
+  const q = packRows(plan, inputs.q, tiles.stepMultiple);
+  const dy = packGradients(plan, dyGiven, dsum, valueLargest, tiles);
+  const queryLevels = levels(plan, q, inputs.gates, dy);
+  const later = laterLevels(plan, queryLevels);
+  const near = pairsGradients(plan, tiles, { q, k, v, dy, sumAt, keys: keys.levels, queries: queryLevels, later });
+
+  const firstChunk = first ? 0 : 1;
+  const reads = plan.chunks > firstChunk;
+  const entering = reads ? enteringStates(plan, tiles, keys, first, false) : undefined;
+  const farQ =
+    entering && featureGradient(plan, tiles, "queries", q, dy, entering, octets, sumAt, valueLargest, firstChunk);
+  const arrives = plan.chunks > 1 || dLast !== undefined;
+  const arriving =
+    arrives || wantFirst
+      ? chunkStates(plan, tiles, keys, {
+          ...{ side: "queries", x: q, y: dy, levels: queryLevels, first: dLast, wantLast: wantFirst },
+        })
+      : undefined;
+  const farK = arriving && featureGradient(plan, tiles, "keys", k, v, arriving, octets, sumAt, valueLargest, 0);
+  const farV = arriving && read(plan, tiles, k, arriving.s, octets, 0);
+
+  const shared = { keys: keys.levels, later, dy, valueLargest };
+  joinGradient(plan, "q", { ...shared, near: near.dQ, far: farQ, states: entering, firstChunk, x: q }, into.q);
+  joinGradient(plan, "k", { ...shared, near: near.dK, far: farK, states: arriving, firstChunk: 0, x: k }, into.k);
+  joinGradient(plan, "v", { ...shared, near: near.dV, far: farV, states: arriving, firstChunk: 0, x: k }, into.v);
+  return arriving?.last;
+}

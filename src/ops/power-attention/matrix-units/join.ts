@@ -1,0 +1,150 @@
+import { webgpuDevice } from "../../../devices/webgpu/device.js";
+import type { KernelSource } from "../../../devices/webgpu/kernel.js";
+import type { Tensor } from "../../../tensor/tensor.js";
+import type { SequencePlan } from "../contract.js";
+import { absent } from "../webgpu-gates.js";
+import type { Levels } from "./levels.js";
+import { chunkRows, type Packed } from "./pack.js";
+import { GRADIENT_EXPONENT, WEIGHT_EXPONENT } from "./pairs.js";
+import { type ChunkStates, FACTORS } from "./scan.js";
+import { FEATURE_EXPONENT } from "./tiles.js";
+
+const QUERIES = 0;
+const KEYS = 1;
+const VALUES = 2;
+const KIND = { q: QUERIES, k: KEYS, v: VALUES };
+
+/**
+ * Joins a gradient's parts from within chunks and from states and puts the powers of two back, as sums of exponents (e of a
+ * packed row, G·log₂e, levels L, λ the level that pairs were counted at, M the largest level of later queries):
+ *
+ *     dq   near  p · scale^p · 2^(e(p−1) + e_dy + e_v + λ)        far  scale^p · 2^(e(p−1) + e_dy + G)
+ *     dk   near  p · scale^p · 2^(e(p−1) + e_v − G + M)           far  2^(e(p−1) + e_v + G_end − G)
+ *     dv   near  scale^p · 2^(L + M)                              far  2^(L + G_end)
+ */
+const kernel = (constants: Record<string, number | boolean>): KernelSource => ({
+  name: "join-gradient",
+  constants,
+  tensors: {
+    near: { dtype: "f32", access: "read" },
+    far: { dtype: "f32", access: "read" },
+    keyTokens: { dtype: "f32", access: "read" },
+    later: { dtype: "f32", access: "read" },
+    exponents: { dtype: "f32", access: "read" },
+    gradients: { dtype: "f32", access: "read" },
+    valueLargest: { dtype: "f32", access: "read" },
+    factors: { dtype: "f32", access: "read" },
+    dx: { dtype: "f32", access: "write" },
+  },
+  parameters: {
+    time: "u32",
+    heads: "u32",
+    members: "u32",
+    chunkSize: "u32",
+    chunks: "u32",
+    width: "u32",
+    nearWidth: "u32",
+    farWidth: "u32",
+    firstChunk: "u32",
+    rows: "u32",
+    scaleLog: "f32",
+  },
+  body: `
+fn exponent_of(magnitude: f32) -> f32 {
+  let bits = bitcast<u32>(magnitude) & 0x7fffffffu;
+  return select(f32(i32(min(max(bits >> 23u, 1u) + 1u, 254u)) - 127), 0.0, bits == 0u);
+}
+
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
+        @builtin(local_invocation_index) lane: u32) {
+  let row = (id.x + id.y * groups.x) * 16u + lane / 16u; // counts b, t, head of x
+  if (row >= P.rows) { return; }
+  let xHead = row % (P.heads * P.members);
+  let t = (row / (P.heads * P.members)) % P.time;
+  let b = row / (P.heads * P.members * P.time);
+  let head = xHead / P.members;
+  let chunk = t / P.chunkSize;
+  let line = (b * P.heads + head) * P.chunks + chunk;
+  let at = ((b * P.heads * P.members + xHead) * P.chunks + chunk) * CHUNK_ROWS + t % P.chunkSize;
+  let keyRow = line * CHUNK_ROWS + t % P.chunkSize;
+  let last = line * CHUNK_ROWS + min(P.chunkSize, P.time - chunk * P.chunkSize) - 1u;
+  let gate = load_keyTokens(4u * keyRow + 2u);
+  let gateEnd = load_keyTokens(4u * last + 2u);
+  let valueE = exponent_of(load_valueLargest((b * P.chunks + chunk) * P.heads + head));
+  let own = DEGREE_LESS_1 * load_exponents(at);
+  var near = P.scaleLog;
+  var far = 0.0;
+  if (KIND == QUERIES) {
+    near += own + load_gradients(at) + valueE + load_keyTokens(4u * keyRow + 1u) + gate - GRADIENT_EXPONENT;
+    far = P.scaleLog + own + load_gradients(at) + gate;
+  } else if (KIND == KEYS) {
+    near += own + valueE - gate + load_later(at) - GRADIENT_EXPONENT;
+    far = own + valueE + gateEnd - gate;
+  } else {
+    near += load_keyTokens(4u * keyRow) + load_later(at) - WEIGHT_EXPONENT;
+    far = load_keyTokens(4u * keyRow) + gateEnd - FEATURE_EXPONENT;
+  }
+  let nearFactor = exp2(near) * select(f32(DEGREE_LESS_1 + 1), 1.0, KIND == VALUES);
+  let reads = STATES && chunk >= P.firstChunk;
+  var farFactor = 0.0;
+  if (reads) { farFactor = exp2(far) * load_factors(${FACTORS}u * line + 5u); }
+  for (var i = lane % 16u; i < P.width; i += 16u) {
+    var value = nearFactor * load_near(at * P.nearWidth + i);
+    if (reads) { value += farFactor * load_far(at * P.farWidth + i); }
+    store_dx(row * P.width + i, value);
+  }
+}`,
+});
+
+export interface JoinInputs {
+  near: Tensor;
+  far: Tensor | undefined;
+  states: ChunkStates | undefined;
+  firstChunk: number;
+  keys: Levels;
+  later: Tensor;
+  /** Packed queries or keys, whichever dx belongs to (keys for values); and the packed gradients at queries. */
+  x: Packed;
+  dy: Packed;
+  valueLargest: Tensor;
+}
+
+/** Fills dx [B, T, heads, width] f32, contiguous. */
+export function joinGradient(plan: SequencePlan, what: keyof typeof KIND, inputs: JoinInputs, dx: Tensor): void {
+  const { near, far, states, firstChunk, keys, later, x, dy, valueLargest } = inputs;
+  const { time, heads, chunkSize, chunks, degree, scale } = plan;
+  const device = webgpuDevice(near);
+  const none = absent(near);
+  const [, , xHeads, width] = dx.shape;
+  const rows = dx.size / width;
+  device.dispatch(
+    kernel({
+      ...{ QUERIES, KEYS, VALUES, KIND: KIND[what] },
+      DEGREE_LESS_1: degree - 1,
+      STATES: far !== undefined,
+      CHUNK_ROWS: chunkRows(plan),
+      ...{ GRADIENT_EXPONENT, WEIGHT_EXPONENT, FEATURE_EXPONENT },
+    }),
+    {
+      tensors: {
+        near,
+        far: far ?? none,
+        keyTokens: keys.tokens,
+        later,
+        exponents: x.exponents,
+        gradients: dy.exponents,
+        valueLargest,
+        factors: states?.factors ?? none,
+        dx,
+      },
+      parameters: {
+        ...{ time, heads, members: xHeads / heads, chunkSize, chunks, width, firstChunk, rows },
+        nearWidth: near.shape[1],
+        farWidth: far?.shape[1] ?? 0,
+        scaleLog: degree * Math.log2(Math.abs(scale)),
+      },
+      workgroups: device.spread(Math.ceil(rows / 16)),
+    },
+  );
+}

@@ -1,0 +1,221 @@
+import { webgpuDevice } from "../../../devices/webgpu/device.js";
+import type { KernelSource } from "../../../devices/webgpu/kernel.js";
+import type { DType } from "../../../tensor/dtype.js";
+import { empty, type Tensor } from "../../../tensor/tensor.js";
+import type { SequencePlan } from "../contract.js";
+import { absent } from "../webgpu-gates.js";
+import { OCTET } from "./features.js";
+
+/** Rows of a chunk are padded with zeros to a multiple of this. */
+const ROW_MULTIPLE = 32;
+
+/** Rows that a chunk takes in packed tensors. */
+export function chunkRows({ chunkSize }: SequencePlan): number {
+  return Math.ceil(chunkSize / ROW_MULTIPLE) * ROW_MULTIPLE;
+}
+
+/**
+ * Vectors of a tensor [B, T, heads, width] for matrix units: f16 [B, heads, N, rows, 8 · octets], chunk by chunk, zero
+ * beyond the ends. bf16 reaches further than f16, so values are scaled by powers of two on the way.
+ */
+export interface Packed {
+  values: Tensor;
+  /** 16-byte vectors of a row. */
+  octets: number;
+  /** f32 [B, heads, N, rows]: exponents of the powers of two that rows were divided by, where that is by row. */
+  exponents: Tensor;
+}
+
+const PARAMETERS = {
+  rows: "u32",
+  time: "u32",
+  chunkSize: "u32",
+  chunks: "u32",
+  heads: "u32",
+  group: "u32",
+  width: "u32",
+  xB: "u32",
+  xT: "u32",
+  xH: "u32",
+} as const;
+
+/**
+ * A workgroup takes 256 / LOADED rows, a lane for each eight elements. `BY_ROW`: each row's length comes into [½, 1), so
+ * that no product of packed rows is above 1; else each chunk's largest magnitude does, by `largest`. Where a row has octets
+ * more than are loaded, the first of those begins with 1, or with `extra` of the row divided by both powers of two.
+ */
+const kernel = (dtype: DType, constants: Record<string, number | boolean>): KernelSource => ({
+  name: "pack-halves",
+  constants,
+  tensors: {
+    x: { dtype, access: "read" },
+    largest: { dtype: "f32", access: "read" },
+    extra: { dtype: "f32", access: "read" },
+    packed: { dtype: "f16", access: "write", vectors: true },
+    exponents: { dtype: "f32", access: "write" },
+  },
+  parameters: PARAMETERS,
+  body: `enable f16;
+const ROWS = 256u / LOADED;
+var<workgroup> partial: array<u32, 256>;
+
+// e with magnitude / 2^e in [½, 1).
+fn exponent_of(bits: u32) -> i32 {
+  if (bits == 0u) { return 0; }
+  return max(i32(bits >> 23u), 1) - 126;
+}
+// x / 2^e, for e beyond what one factor holds.
+fn scaled(x: f32, e: i32) -> f32 {
+  let half = e / 2;
+  return x * bitcast<f32>(u32(127 - half) << 23u) * bitcast<f32>(u32(127 - (e - half)) << 23u);
+}
+fn two_halves(a: f32, b: f32) -> u32 { return bitcast<u32>(vec2<f16>(f16(a), f16(b))); }
+
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
+        @builtin(local_invocation_index) lane: u32) {
+  let part = lane % LOADED;
+  let row = (id.x + id.y * groups.x) * ROWS + lane / LOADED;
+  let inside = lane / LOADED < ROWS && row < P.rows;
+  let inChunk = row % CHUNK_ROWS;
+  let line = row / CHUNK_ROWS; // counts b, head, chunk
+  let chunk = line % P.chunks;
+  let head = (line / P.chunks) % P.heads;
+  let b = line / (P.chunks * P.heads);
+  let t = chunk * P.chunkSize + inChunk;
+  let alive = inside && inChunk < P.chunkSize && t < P.time;
+
+  var value = array<f32, 8>();
+  var most = 0u;
+  if (alive) {
+    let x0 = b * P.xB + t * P.xT + head * P.xH;
+    for (var j = 0u; j < 8u; j++) {
+      if (8u * part + j < P.width) { value[j] = load_x(x0 + 8u * part + j); }
+      most = max(most, bitcast<u32>(value[j]) & 0x7fffffffu);
+    }
+  }
+  let state = (b * P.chunks + chunk) * (P.heads / P.group) + head / P.group;
+  var e = 0;
+  if (BY_ROW) {
+    partial[lane] = most;
+    workgroupBarrier();
+    let first = lane - part;
+    for (var k = 0u; k < LOADED; k++) { most = max(most, partial[min(first + k, 255u)]); }
+    e = exponent_of(most);
+    var squares = 0.0;
+    for (var j = 0u; j < 8u; j++) {
+      let element = scaled(value[j], e);
+      squares += element * element;
+    }
+    workgroupBarrier();
+    partial[lane] = bitcast<u32>(squares);
+    workgroupBarrier();
+    squares = 0.0;
+    for (var k = 0u; k < LOADED; k++) { squares += bitcast<f32>(partial[min(first + k, 255u)]); }
+    // Twice the exponent of the length is that of its square, rounded up.
+    e += (exponent_of(bitcast<u32>(squares)) + 1) / 2;
+  }
+  var chunkE = 0;
+  if (inside && (!BY_ROW || EXTRA)) { chunkE = exponent_of(bitcast<u32>(load_largest(state))); }
+  if (!BY_ROW) { e = chunkE; }
+  if (!inside) { return; }
+  let at = row * STRIDE + part;
+  store4_packed(at, vec4u(
+    two_halves(scaled(value[0], e), scaled(value[1], e)), two_halves(scaled(value[2], e), scaled(value[3], e)),
+    two_halves(scaled(value[4], e), scaled(value[5], e)), two_halves(scaled(value[6], e), scaled(value[7], e))));
+  if (part > 0u) { return; }
+  // A row of zeros weighs nothing, whatever its exponent would be.
+  if (BY_ROW) { store_exponents(row, select(f32(e), -1e9, most == 0u)); }
+  var more = 1.0;
+  if (EXTRA) {
+    more = 0.0;
+    if (alive) { more = scaled(scaled(load_extra((b * P.time + t) * P.heads + head), e), chunkE); }
+  }
+  for (var k = u32(LOADED); k < STRIDE; k++) {
+    store4_packed(row * STRIDE + k, vec4u(select(0u, two_halves(more, 0.0), k == SUM_AT), 0u, 0u, 0u));
+  }
+}`,
+});
+
+interface Packing {
+  octets: { stride: number; sumAt: number };
+  byRow: boolean;
+  /** [B, N, H] f32: the largest magnitude of each chunk and key head. */
+  largest?: Tensor;
+  /** [B, T, heads] f32 */
+  extra?: Tensor;
+}
+
+function pack(plan: SequencePlan, x: Tensor, { octets, byRow, largest, extra }: Packing): Packed {
+  const { batch, time, heads: keyHeads, chunkSize, chunks } = plan;
+  const [, , heads, width] = x.shape;
+  const device = webgpuDevice(x);
+  const rows = batch * heads * chunks * chunkRows(plan);
+  const packed = {
+    values: empty([rows, octets.stride * OCTET], device, "f16"),
+    octets: octets.stride,
+    exponents: empty([byRow ? rows : 1], device, "f32"),
+  };
+  const none = absent(x);
+  const [xB, xT, xH] = x.strides;
+  device.dispatch(
+    kernel(x.dtype, {
+      LOADED: octets.sumAt,
+      STRIDE: octets.stride,
+      SUM_AT: octets.sumAt,
+      CHUNK_ROWS: chunkRows(plan),
+      BY_ROW: byRow,
+      EXTRA: extra !== undefined,
+    }),
+    {
+      tensors: {
+        x,
+        largest: largest ?? none,
+        extra: extra ?? none,
+        packed: packed.values,
+        exponents: packed.exponents,
+      },
+      parameters: { rows, time, chunkSize, chunks, heads, group: heads / keyHeads, width, xB, xT, xH },
+      workgroups: device.spread(Math.ceil(rows / Math.floor(256 / octets.sumAt))),
+    },
+  );
+  return packed;
+}
+
+/** Queries or keys, each row by itself, as many elements as a multiple of `stepMultiple`. */
+export function packRows(plan: SequencePlan, x: Tensor, stepMultiple: number): Packed {
+  const stride = (Math.ceil(x.shape[3] / stepMultiple) * stepMultiple) / OCTET;
+  return pack(plan, x, { octets: { stride, sumAt: stride }, byRow: true });
+}
+
+interface ColumnMultiples {
+  stepMultiple: number;
+  columnMultiple: number;
+}
+
+/** Where packed values have their column for sums, and how many columns they have, all as octets. */
+export function valueOctets(valueDim: number, { stepMultiple, columnMultiple }: ColumnMultiples) {
+  const sumAt = (Math.ceil(valueDim / stepMultiple) * stepMultiple) / OCTET;
+  const multiple = columnMultiple / OCTET;
+  return { stride: Math.ceil((sumAt + 1) / multiple) * multiple, sumAt };
+}
+
+/**
+ * Values [B, T, H, e], divided by a power of two by chunk and key head, and after them a column of ones: what makes sums of
+ * weights beside weighted sums.
+ */
+export function packValues(plan: SequencePlan, v: Tensor, largest: Tensor, multiples: ColumnMultiples): Packed {
+  return pack(plan, v, { octets: valueOctets(v.shape[3], multiples), byRow: false, largest });
+}
+
+/** Gradients of y [B, T, Hq, e], each row by itself, and of its sum of weights [B, T, Hq], which is divided by the power of two of the chunk's values too. */
+export function packGradients(
+  plan: SequencePlan,
+  dy: Tensor,
+  dsum: Tensor,
+  valueLargest: Tensor,
+  multiples: ColumnMultiples,
+): Packed {
+  const octets = valueOctets(dy.shape[3], multiples);
+  return pack(plan, dy, { octets, byRow: true, largest: valueLargest, extra: dsum });
+}

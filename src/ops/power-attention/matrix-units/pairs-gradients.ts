@@ -1,0 +1,344 @@
+import { webgpuDevice } from "../../../devices/webgpu/device.js";
+import type { Binding, KernelSource } from "../../../devices/webgpu/kernel.js";
+import {
+  type Column,
+  columnMatrices,
+  each,
+  matrices,
+  multiplyAdd,
+  rowStride,
+} from "../../../devices/webgpu/matrix-text.js";
+import { empty, type Tensor } from "../../../tensor/tensor.js";
+import type { SequencePlan } from "../contract.js";
+import type { Levels } from "./levels.js";
+import { chunkRows, type Packed } from "./pack.js";
+import { GRADIENT_EXPONENT, POWER, WEIGHT_EXPONENT } from "./pairs.js";
+import { type PowerTiles, powerConstants } from "./tiles.js";
+
+/** Matrices of rows of a packed tensor that a subgroup keeps: name_i_step. */
+const keepRows = (
+  name: string,
+  binding: string,
+  octets: string,
+  row0: string,
+  own: number,
+  steps: number,
+  tiles: PowerTiles,
+) =>
+  each(own, (i) =>
+    each(
+      steps,
+      (step) =>
+        `let ${name}_${i}_${step} = subgroupMatrixLoad<Left, row_major>(&${binding}, P.${binding}_at / 8u + (${row0} + min(first + ownRow + ${i * tiles.M}u, CHUNK_ROWS - MATRIX_M)) * ${octets} + ${(step * tiles.K) / 8}u, ${octets});`,
+    ),
+  );
+
+/** Products of kept rows with the vectors of a tile in workgroup memory, matrix by matrix, to `target`. */
+const scoreAll = (
+  kept: string,
+  tile: string,
+  stride: string,
+  target: string,
+  columns: Column[],
+  own: number,
+  steps: number,
+  tiles: PowerTiles,
+) =>
+  columns
+    .map(
+      ({ octet, width }) => `{
+  ${each(steps, (step) => `let right_${step} = subgroupMatrixLoad<Right${width}, col_major>(&${tile}, ${octet * 8}u * ${stride} + ${(step * tiles.K) / 8}u, ${stride});`)}
+  ${each(
+    own,
+    (i) => `var score_${i} = Result${width}();
+  ${each(steps, (step) => `score_${i} = subgroupMatrixMultiplyAccumulate(${kept}_${i}_${step}, right_${step}, score_${i});`)}
+  subgroupMatrixStore<row_major>(&${target}, (ownRow + ${i * tiles.M}u) * SCORE_STRIDE + ${octet * 8}u, score_${i}, SCORE_STRIDE);`,
+  )}
+}`,
+    )
+    .join("\n");
+
+const declare = (name: string, own: number, columns: Column[]) =>
+  each(own, (i) => columns.map(({ width }, j) => `var ${name}_${i}_${j}: Result${width};`).join(" "));
+
+/** name_i_j += weights × vectors of a tile, where `weights` holds [rows × others] and the tile [others × columns]. */
+const spread = (
+  name: string,
+  weights: string,
+  tile: string,
+  stride: string,
+  own: number,
+  columns: Column[],
+  tiles: PowerTiles,
+) =>
+  multiplyAdd(
+    own,
+    columns,
+    (i) =>
+      `subgroupMatrixLoad<Left, row_major>(&${weights}, (ownRow + ${i * tiles.M}u) * WEIGHT_STRIDE + step / 8u, WEIGHT_STRIDE)`,
+    ({ octet, width }) =>
+      `subgroupMatrixLoad<Right${width}, row_major>(&${tile}, step * ${stride} + ${octet}u, ${stride})`,
+  ).replaceAll("sum_", `${name}_`);
+
+const store = (name: string, binding: string, width: string, own: number, columns: Column[], tiles: PowerTiles) =>
+  each(
+    own,
+    (i) => `if (first + ownRow + ${i * tiles.M}u < CHUNK_ROWS) {
+  let at = P.${binding}_at + (row0 + first + ownRow + ${i * tiles.M}u) * ${width};
+  ${columns.map(({ octet }, j) => `subgroupMatrixStore<row_major>(&${binding}, at + ${octet * 8}u, ${name}_${i}_${j}, ${width});`).join("\n")}
+}`,
+  );
+
+const tileOf = (name: string, binding: string, octets: string, stride: string, others: string, row: string) => `
+for (var n = lane; n < ${others} * ${octets}; n += LANES) {
+  ${name}[(n / ${octets}) * ${stride} + n % ${octets}] = load4_${binding}((${row}) * ${octets} + n);
+}`;
+
+const SHARED = `${POWER}
+fn first_half(word: u32) -> f32 { return f32(bitcast<vec2<f16>>(word).x); }
+`;
+
+interface Sizes {
+  xOctets: number;
+  yOctets: number;
+  sumAt: number;
+}
+
+/** Σ_j g_ij k_j with g_ij = (dy_i·v_j + dsum_i) · (q_i·k_j)^(p−1) · 2^(L_j − the largest L up to i). */
+const queriesBody = (tiles: PowerTiles, { xOctets, sumAt }: Sizes) => {
+  const { rows, keys, down } = tiles.pairsQueries;
+  const own = rows / (down * tiles.M);
+  const [xSteps, ySteps] = [xOctets, sumAt].map((octets) => (octets * 8) / tiles.K);
+  const keyMatrices = columnMatrices(keys, tiles);
+  const columns = columnMatrices(xOctets * 8, tiles);
+  return `${matrices(tiles)}
+const LANES = DOWN * SUBGROUP;
+const OWN_ROWS = ROWS / DOWN;
+const SCORE_STRIDE = OTHERS + 1;
+const WEIGHT_OCTETS = OTHERS / 8;
+var<workgroup> keys: array<vec4u, OTHERS * X_STRIDE>;
+var<workgroup> values: array<vec4u, OTHERS * Y_STRIDE>;
+var<workgroup> scores: array<f32, ROWS * SCORE_STRIDE>;
+var<workgroup> changes: array<f32, ROWS * SCORE_STRIDE>;
+var<workgroup> weights: array<vec4u, ROWS * WEIGHT_STRIDE>;
+var<workgroup> keyLevels: array<f32, OTHERS>;
+${SHARED}
+@compute @workgroup_size(LANES)
+fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
+        @builtin(local_invocation_index) lane: u32) {
+  let line = id.y + id.z * groups.y; // counts b, query head, chunk
+  if (line >= P.lines) { return; }
+  let chunk = line % P.chunks;
+  let keyRow0 = ((line / P.chunks / P.members) * P.chunks + chunk) * CHUNK_ROWS;
+  let first = id.x * ROWS;
+  let row0 = line * CHUNK_ROWS;
+  let ownRow = (lane / SUBGROUP) * OWN_ROWS;
+  ${keepRows("q", "q", "X_OCTETS", "row0", own, xSteps, tiles)}
+  ${keepRows("dy", "dy", "Y_OCTETS", "row0", own, ySteps, tiles)}
+  ${declare("dq", own, columns)}
+  let end = min(CHUNK_ROWS, first + ROWS);
+  for (var key0 = 0u; key0 < end; key0 += OTHERS) {
+    workgroupBarrier();
+    ${tileOf("keys", "k", "X_OCTETS", "X_STRIDE", "OTHERS", "keyRow0 + key0")}
+    ${tileOf("values", "v", "Y_OCTETS", "Y_STRIDE", "OTHERS", "keyRow0 + key0")}
+    if (lane < OTHERS) { keyLevels[lane] = load_keyTokens(4u * (keyRow0 + key0 + lane)); }
+    workgroupBarrier();
+    ${scoreAll("q", "keys", "X_STRIDE", "scores", keyMatrices, own, xSteps, tiles)}
+    ${scoreAll("dy", "values", "Y_STRIDE", "changes", keyMatrices, own, ySteps, tiles)}
+    workgroupBarrier();
+    for (var n = lane; n < ROWS * WEIGHT_OCTETS; n += LANES) {
+      let row = n % ROWS;
+      let octet = n / ROWS;
+      let inChunk = min(first + row, CHUNK_ROWS - 1u);
+      let most = load_keyTokens(4u * (keyRow0 + inChunk) + 1u);
+      let dsum = first_half(load4_dy((row0 + inChunk) * Y_OCTETS + SUM_AT).x);
+      var word: vec4u;
+      for (var pair = 0u; pair < 4u; pair++) {
+        var two: vec2f;
+        for (var k = 0u; k < 2u; k++) {
+          let key = 8u * octet + 2u * pair + k;
+          let at = row * SCORE_STRIDE + key;
+          let weight = power(scores[at], DEGREE - 1u) * exp2(keyLevels[key] - most + GRADIENT_EXPONENT);
+          two[k] = select(0.0, (changes[at] + dsum) * weight, key0 + key <= first + row);
+        }
+        word[pair] = bitcast<u32>(vec2<f16>(two));
+      }
+      weights[row * WEIGHT_STRIDE + octet] = word;
+    }
+    workgroupBarrier();
+    for (var step = 0u; step < OTHERS; step += MATRIX_K) {
+      ${spread("dq", "weights", "keys", "X_STRIDE", own, columns, tiles)}
+    }
+  }
+  ${store("dq", "dQ", "8u * X_OCTETS", own, columns, tiles)}
+}`;
+};
+
+/**
+ * Σ_i h_ij q_i and Σ_i w_ij dy_i over the queries from a key on, with L and largest ones of queries:
+ * w_ij = (q_i·k_j)^p · 2^(L_i − the largest L from j on), h_ij = (dy_i·v_j + dsum_i) · (q_i·k_j)^(p−1) · the same.
+ */
+const keysBody = (tiles: PowerTiles, { xOctets, sumAt }: Sizes) => {
+  const { rows, queries, down } = tiles.pairsKeys;
+  const own = rows / (down * tiles.M);
+  const [xSteps, ySteps] = [xOctets, sumAt].map((octets) => (octets * 8) / tiles.K);
+  const queryMatrices = columnMatrices(queries, tiles);
+  const [xColumns, yColumns] = [xOctets, sumAt].map((octets) => columnMatrices(octets * 8, tiles));
+  return `${matrices(tiles)}
+const LANES = DOWN * SUBGROUP;
+const OWN_ROWS = ROWS / DOWN;
+const SCORE_STRIDE = OTHERS + 1;
+const WEIGHT_OCTETS = OTHERS / 8;
+var<workgroup> queries: array<vec4u, OTHERS * X_STRIDE>;
+var<workgroup> gradients: array<vec4u, OTHERS * Y_STRIDE>;
+var<workgroup> scores: array<f32, ROWS * SCORE_STRIDE>;
+var<workgroup> changes: array<f32, ROWS * SCORE_STRIDE>;
+var<workgroup> weights: array<vec4u, ROWS * WEIGHT_STRIDE>;
+var<workgroup> pulls: array<vec4u, ROWS * WEIGHT_STRIDE>;
+var<workgroup> queryLevels: array<f32, OTHERS>;
+${SHARED}
+@compute @workgroup_size(LANES)
+fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
+        @builtin(local_invocation_index) lane: u32) {
+  let line = id.y + id.z * groups.y; // counts b, key head, chunk
+  if (line >= P.lines) { return; }
+  let chunk = line % P.chunks;
+  let first = id.x * ROWS;
+  let row0 = line * CHUNK_ROWS;
+  let ownRow = (lane / SUBGROUP) * OWN_ROWS;
+  ${keepRows("k", "k", "X_OCTETS", "row0", own, xSteps, tiles)}
+  ${keepRows("v", "v", "Y_OCTETS", "row0", own, ySteps, tiles)}
+  ${declare("dk", own, xColumns)}
+  ${declare("dv", own, yColumns)}
+  for (var member = 0u; member < P.members; member++) {
+    let queryRow0 = (((line / P.chunks) * P.members + member) * P.chunks + chunk) * CHUNK_ROWS;
+    for (var query0 = first / OTHERS * OTHERS; query0 < CHUNK_ROWS; query0 += OTHERS) {
+      workgroupBarrier();
+      ${tileOf("queries", "q", "X_OCTETS", "X_STRIDE", "OTHERS", "queryRow0 + query0")}
+      ${tileOf("gradients", "dy", "Y_OCTETS", "Y_STRIDE", "OTHERS", "queryRow0 + query0")}
+      if (lane < OTHERS) { queryLevels[lane] = load_queryTokens(4u * (queryRow0 + query0 + lane)); }
+      workgroupBarrier();
+      ${scoreAll("k", "queries", "X_STRIDE", "scores", queryMatrices, own, xSteps, tiles)}
+      ${scoreAll("v", "gradients", "Y_STRIDE", "changes", queryMatrices, own, ySteps, tiles)}
+      workgroupBarrier();
+      for (var n = lane; n < ROWS * WEIGHT_OCTETS; n += LANES) {
+        let row = n % ROWS;
+        let octet = n / ROWS;
+        let most = load_later(row0 + min(first + row, CHUNK_ROWS - 1u));
+        var weight: vec4u;
+        var pull: vec4u;
+        for (var pair = 0u; pair < 4u; pair++) {
+          var w: vec2f;
+          var h: vec2f;
+          for (var k = 0u; k < 2u; k++) {
+            let query = 8u * octet + 2u * pair + k;
+            let at = row * SCORE_STRIDE + query;
+            let below = power(scores[at], DEGREE - 1u) * exp2(queryLevels[query] - most);
+            let dsum = first_half(gradients[query * Y_STRIDE + SUM_AT].x);
+            let inside = first + row <= query0 + query;
+            w[k] = select(0.0, exp2(WEIGHT_EXPONENT) * below * scores[at], inside);
+            h[k] = select(0.0, exp2(GRADIENT_EXPONENT) * below * (changes[at] + dsum), inside);
+          }
+          weight[pair] = bitcast<u32>(vec2<f16>(w));
+          pull[pair] = bitcast<u32>(vec2<f16>(h));
+        }
+        weights[row * WEIGHT_STRIDE + octet] = weight;
+        pulls[row * WEIGHT_STRIDE + octet] = pull;
+      }
+      workgroupBarrier();
+      for (var step = 0u; step < OTHERS; step += MATRIX_K) {
+        { ${spread("dv", "weights", "gradients", "Y_STRIDE", own, yColumns, tiles)} }
+        { ${spread("dk", "pulls", "queries", "X_STRIDE", own, xColumns, tiles)} }
+      }
+    }
+  }
+  ${store("dk", "dK", "8u * X_OCTETS", own, xColumns, tiles)}
+  ${store("dv", "dV", "8u * SUM_AT", own, yColumns, tiles)}
+}`;
+};
+
+export interface PairsGradientInputs {
+  q: Packed;
+  k: Packed;
+  v: Packed;
+  /** As packGradients gives it, with dsum in its column for sums. */
+  dy: Packed;
+  sumAt: number;
+  keys: Levels;
+  queries: Levels;
+  /** As laterLevels gives them. */
+  later: Tensor;
+}
+
+/** What the gradients within chunks are made of, f32 without powers of two: at queries, keys and values, a row for each packed row. */
+export function pairsGradients(
+  plan: SequencePlan,
+  tiles: PowerTiles,
+  inputs: PairsGradientInputs,
+): { dQ: Tensor; dK: Tensor; dV: Tensor } {
+  const { q, k, v, dy, sumAt, keys, queries, later } = inputs;
+  const { chunks, degree } = plan;
+  const device = webgpuDevice(q.values);
+  const sizes = { xOctets: q.octets, yOctets: v.octets, sumAt };
+  const rows = (x: Packed) => x.values.shape[0];
+  const lines = (x: Packed) => rows(x) / chunkRows(plan);
+  const members = rows(q) / rows(k);
+  const dQ = empty([rows(q), 8 * q.octets], device, "f32");
+  const dK = empty([rows(k), 8 * k.octets], device, "f32");
+  const dV = empty([rows(k), 8 * sumAt], device, "f32");
+  const vectors: Binding = { dtype: "f16", access: "read", vectors: true };
+  const numbers: Binding = { dtype: "f32", access: "read" };
+  const result: Binding = { dtype: "f32", access: "write" };
+  const constants = (tile: { rows: number; down: number }, others: number) => ({
+    ...powerConstants(tiles),
+    DEGREE: degree,
+    X_OCTETS: q.octets,
+    X_STRIDE: rowStride(q.octets),
+    Y_OCTETS: v.octets,
+    Y_STRIDE: rowStride(v.octets),
+    SUM_AT: sumAt,
+    WEIGHT_STRIDE: rowStride(others / 8),
+    WEIGHT_EXPONENT,
+    GRADIENT_EXPONENT,
+    CHUNK_ROWS: chunkRows(plan),
+    ROWS: tile.rows,
+    OTHERS: others,
+    DOWN: tile.down,
+  });
+  const parameters: KernelSource["parameters"] = { lines: "u32", chunks: "u32", members: "u32" };
+  const shared = { q: vectors, k: vectors, v: vectors, dy: vectors };
+  const given = { q: q.values, k: k.values, v: v.values, dy: dy.values };
+  const groups = (x: Packed, tile: { rows: number }) => [
+    Math.ceil(chunkRows(plan) / tile.rows),
+    ...device.spread(lines(x)),
+  ];
+  device.dispatch(
+    {
+      name: "pairs-gradient-queries",
+      constants: constants(tiles.pairsQueries, tiles.pairsQueries.keys),
+      tensors: { ...shared, keyTokens: numbers, dQ: result },
+      parameters,
+      body: queriesBody(tiles, sizes),
+    },
+    {
+      tensors: { ...given, keyTokens: keys.tokens, dQ },
+      parameters: { lines: lines(q), chunks, members },
+      workgroups: groups(q, tiles.pairsQueries),
+    },
+  );
+  device.dispatch(
+    {
+      name: "pairs-gradient-keys",
+      constants: constants(tiles.pairsKeys, tiles.pairsKeys.queries),
+      tensors: { ...shared, queryTokens: numbers, later: numbers, dK: result, dV: result },
+      parameters,
+      body: keysBody(tiles, sizes),
+    },
+    {
+      tensors: { ...given, queryTokens: queries.tokens, later, dK, dV },
+      parameters: { lines: lines(k), chunks, members },
+      workgroups: groups(k, tiles.pairsKeys),
+    },
+  );
+  return { dQ, dK, dV };
+}

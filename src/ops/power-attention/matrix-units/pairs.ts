@@ -1,0 +1,181 @@
+import { webgpuDevice } from "../../../devices/webgpu/device.js";
+import type { KernelSource } from "../../../devices/webgpu/kernel.js";
+import {
+  columnMatrices,
+  declareSums,
+  each,
+  matrices,
+  multiplyAdd,
+  rowStride,
+  storeSums,
+} from "../../../devices/webgpu/matrix-text.js";
+import { empty, type Tensor } from "../../../tensor/tensor.js";
+import type { SequencePlan } from "../contract.js";
+import type { Levels } from "./levels.js";
+import { chunkRows, type Packed } from "./pack.js";
+import { type PowerTiles, powerConstants } from "./tiles.js";
+
+/** Powers of dot products of packed rows are at most 1: multiplied by the last power of two of f16, they keep most digits. */
+export const WEIGHT_EXPONENT = 15;
+
+/** The same for weights times what arrives at them, which is at most about 2^5 of packed vectors. */
+export const GRADIENT_EXPONENT = 10;
+
+/** Powers of dot products. */
+export const POWER = `
+fn power(x: f32, degree: u32) -> f32 {
+  var y = 1.0;
+  for (var k = 0u; k < degree; k++) { y *= x; }
+  return y;
+}
+`;
+
+/** Σ_j w_ij v_j over the keys of a query's chunk up to itself; see `pairs`. */
+const body = (tiles: PowerTiles, xOctets: number, columns: number) => {
+  const { rows, keys, down } = tiles.pairs;
+  const own = rows / (down * tiles.M);
+  const xSteps = (xOctets * 8) / tiles.K;
+  const keyMatrices = columnMatrices(keys, tiles);
+  const valueMatrices = columnMatrices(columns, tiles);
+  return `${matrices(tiles)}
+const LANES = DOWN * SUBGROUP;
+const OWN_ROWS = ROWS / DOWN;
+const V_OCTETS = COLUMNS / 8;
+const SCORE_STRIDE = KEYS + 1;
+const WEIGHT_OCTETS = KEYS / 8;
+var<workgroup> keys: array<vec4u, KEYS * X_STRIDE>;
+var<workgroup> values: array<vec4u, KEYS * V_STRIDE>;
+var<workgroup> scores: array<f32, ROWS * SCORE_STRIDE>;
+var<workgroup> weights: array<vec4u, ROWS * WEIGHT_STRIDE>;
+var<workgroup> keyLevels: array<f32, KEYS>;
+
+${POWER}
+@compute @workgroup_size(LANES)
+fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
+        @builtin(local_invocation_index) lane: u32) {
+  let line = id.y + id.z * groups.y; // counts b, head, chunk
+  if (line >= P.lines) { return; }
+  let chunk = line % P.chunks;
+  let keyRow0 = ((line / P.chunks / P.members) * P.chunks + chunk) * CHUNK_ROWS;
+  let first = id.x * ROWS;
+  let row0 = line * CHUNK_ROWS;
+  let ownRow = (lane / SUBGROUP) * OWN_ROWS;
+  // Rows beyond the chunk repeat its last matrix: nothing is stored for them.
+  ${each(own, (i) =>
+    each(
+      xSteps,
+      (step) =>
+        `let q_${i}_${step} = subgroupMatrixLoad<Left, row_major>(&x, P.x_at / 8u + (row0 + min(first + ownRow + ${i * tiles.M}u, CHUNK_ROWS - MATRIX_M)) * X_OCTETS + ${(step * tiles.K) / 8}u, X_OCTETS);`,
+    ),
+  )}
+  ${declareSums(own, valueMatrices)}
+  let end = min(CHUNK_ROWS, first + ROWS);
+  for (var key0 = 0u; key0 < end; key0 += KEYS) {
+    workgroupBarrier();
+    for (var n = lane; n < KEYS * X_OCTETS; n += LANES) {
+      keys[(n / X_OCTETS) * X_STRIDE + n % X_OCTETS] = load4_k((keyRow0 + key0) * X_OCTETS + n);
+    }
+    for (var n = lane; n < KEYS * V_OCTETS; n += LANES) {
+      values[(n / V_OCTETS) * V_STRIDE + n % V_OCTETS] = load4_v((keyRow0 + key0) * V_OCTETS + n);
+    }
+    if (lane < KEYS) { keyLevels[lane] = load_tokens(4u * (keyRow0 + key0 + lane)); }
+    workgroupBarrier();
+    ${keyMatrices
+      .map(
+        ({ octet, width }) => `{
+      ${each(
+        xSteps,
+        (step) =>
+          `let right_${step} = subgroupMatrixLoad<Right${width}, col_major>(&keys, ${octet * 8}u * X_STRIDE + ${(step * tiles.K) / 8}u, X_STRIDE);`,
+      )}
+      ${each(
+        own,
+        (i) => `var score_${i} = Result${width}();
+      ${each(xSteps, (step) => `score_${i} = subgroupMatrixMultiplyAccumulate(q_${i}_${step}, right_${step}, score_${i});`)}
+      subgroupMatrixStore<row_major>(&scores, (ownRow + ${i * tiles.M}u) * SCORE_STRIDE + ${octet * 8}u, score_${i}, SCORE_STRIDE);`,
+      )}
+    }`,
+      )
+      .join("\n")}
+    workgroupBarrier();
+    for (var n = lane; n < ROWS * WEIGHT_OCTETS; n += LANES) {
+      let row = n % ROWS;
+      let octet = n / ROWS;
+      let most = load_tokens(4u * (keyRow0 + min(first + row, CHUNK_ROWS - 1u)) + 1u);
+      var word: vec4u;
+      for (var pair = 0u; pair < 4u; pair++) {
+        var two: vec2f;
+        for (var k = 0u; k < 2u; k++) {
+          let key = 8u * octet + 2u * pair + k;
+          let weight = power(scores[row * SCORE_STRIDE + key], DEGREE) * exp2(keyLevels[key] - most + WEIGHT_EXPONENT);
+          two[k] = select(0.0, weight, key0 + key <= first + row);
+        }
+        word[pair] = bitcast<u32>(vec2<f16>(two));
+      }
+      weights[row * WEIGHT_STRIDE + octet] = word;
+    }
+    workgroupBarrier();
+    for (var step = 0u; step < KEYS; step += MATRIX_K) {
+      ${multiplyAdd(
+        own,
+        valueMatrices,
+        (i) =>
+          `subgroupMatrixLoad<Left, row_major>(&weights, (ownRow + ${i * tiles.M}u) * WEIGHT_STRIDE + step / 8u, WEIGHT_STRIDE)`,
+        ({ octet, width }) =>
+          `subgroupMatrixLoad<Right${width}, row_major>(&values, step * V_STRIDE + ${octet}u, V_STRIDE)`,
+      )}
+    }
+  }
+  ${each(
+    own,
+    (i) => `if (first + ownRow + ${i * tiles.M}u < CHUNK_ROWS) {
+      ${storeSums(1, valueMatrices, "result", "COLUMNS", () => `P.result_at + (row0 + first + ownRow + ${i * tiles.M}u) * COLUMNS`).replaceAll("sum_0_", `sum_${i}_`)}
+    }`,
+  )}
+}`;
+};
+
+/**
+ * f32 [rows of q, columns]: Σ_j (q_i·k_j)^p · 2^(L_j − the largest L up to i + weightExponent) · v_j of packed vectors.
+ */
+export function pairs(plan: SequencePlan, tiles: PowerTiles, q: Packed, k: Packed, v: Packed, keys: Levels): Tensor {
+  const { batch, heads, chunks, degree } = plan;
+  const device = webgpuDevice(q.values);
+  const { rows: tileRows, keys: tileKeys, down } = tiles.pairs;
+  const columns = 8 * v.octets;
+  const rows = q.values.shape[0];
+  const lines = rows / chunkRows(plan);
+  const source: KernelSource = {
+    name: "pairs-on-matrix-units",
+    constants: {
+      ...powerConstants(tiles),
+      DEGREE: degree,
+      X_OCTETS: q.octets,
+      X_STRIDE: rowStride(q.octets),
+      V_STRIDE: rowStride(v.octets),
+      WEIGHT_STRIDE: rowStride(tileKeys / 8),
+      WEIGHT_EXPONENT,
+      COLUMNS: columns,
+      CHUNK_ROWS: chunkRows(plan),
+      ROWS: tileRows,
+      KEYS: tileKeys,
+      DOWN: down,
+    },
+    tensors: {
+      x: { dtype: "f16", access: "read", vectors: true },
+      k: { dtype: "f16", access: "read", vectors: true },
+      v: { dtype: "f16", access: "read", vectors: true },
+      tokens: { dtype: "f32", access: "read" },
+      result: { dtype: "f32", access: "write" },
+    },
+    parameters: { lines: "u32", chunks: "u32", members: "u32" },
+    body: body(tiles, q.octets, columns),
+  };
+  const result = empty([rows, columns], device, "f32");
+  device.dispatch(source, {
+    tensors: { x: q.values, k: k.values, v: v.values, tokens: keys.tokens, result },
+    parameters: { lines, chunks, members: lines / (batch * heads * chunks) },
+    workgroups: [Math.ceil(chunkRows(plan) / tileRows), ...device.spread(lines)],
+  });
+  return result;
+}

@@ -1,0 +1,259 @@
+import { webgpuDevice } from "../../../devices/webgpu/device.js";
+import type { KernelSource } from "../../../devices/webgpu/kernel.js";
+import { empty, fromValues, type Tensor } from "../../../tensor/tensor.js";
+import { largest } from "../../reduce/webgpu.js";
+import type { SequencePlan, State } from "../contract.js";
+import { absent } from "../webgpu-gates.js";
+import type { FeatureOrder } from "./features.js";
+import type { Levels } from "./levels.js";
+import { chunkRows } from "./pack.js";
+import { FEATURE_EXPONENT } from "./tiles.js";
+
+/** States as `read` takes them. */
+export interface ChunkStates {
+  /** f16 [B, H, N, features, columns], weighted by multiplicity. */
+  s: Tensor;
+  /** f32 [B, H, N, 8], by chunk: decay; what its sums count, for values and for their last column; 1 / 2^e and 2^e of `s`, likewise. */
+  factors: Tensor;
+  /** Where asked for: what leaves the last chunk (or the first, going back), in the public order. */
+  last: State | undefined;
+}
+
+export const FACTORS = 8;
+
+/**
+ * One workgroup for each sequence and key head. The range of a state is known from bounds alone: packed features and
+ * values are below 1, so a chunk adds at most its tokens times its factor to any element.
+ */
+const factorsKernel = (constants: Record<string, number | boolean>): KernelSource => ({
+  name: "state-factors",
+  constants,
+  tensors: {
+    tokens: { dtype: "f32", access: "read" },
+    levelLargest: { dtype: "f32", access: "read" },
+    valueLargest: { dtype: "f32", access: "read" },
+    firstS: { dtype: "f32", access: "read" },
+    firstZ: { dtype: "f32", access: "read" },
+    factors: { dtype: "f32", access: "write" },
+  },
+  parameters: {
+    time: "u32",
+    heads: "u32",
+    chunkSize: "u32",
+    chunks: "u32",
+    scaleLog: "f32",
+    most: "f32",
+    weight: "f32",
+  },
+  body: `
+var<workgroup> decays: array<f32, 256>;
+var<workgroup> addends: array<vec2f, 256>;
+var<workgroup> bounds: array<vec2f, 256>;
+
+// 2^e with magnitude / 2^e in [½, 1), as tensors are packed.
+fn power_of(magnitude: f32) -> f32 {
+  let bits = bitcast<u32>(magnitude) & 0x7fffffffu;
+  if (bits == 0u) { return 1.0; }
+  return bitcast<f32>(min(max(bits >> 23u, 1u) + 1u, 254u) << 23u);
+}
+
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane: u32) {
+  let line = id.x; // counts b, key head
+  let head = line % P.heads;
+  let b = line / P.heads;
+  var bound = vec2f(0);
+  if (HAS_FIRST) { bound = vec2f(load_firstS(line), load_firstZ(line)); }
+  for (var base = 0u; base < P.chunks; base += 256u) {
+    let at = base + lane;
+    let chunk = select(at, P.chunks - 1u - at, REVERSE);
+    if (at < P.chunks) {
+      let count = min(P.chunkSize, P.time - chunk * P.chunkSize);
+      let gate = load_tokens(4u * ((line * P.chunks + chunk) * CHUNK_ROWS + count - 1u) + 2u);
+      decays[lane] = exp2(gate);
+      let state = (b * P.chunks + chunk) * P.heads + head;
+      let factor = exp2(load_levelLargest(line * P.chunks + chunk) + select(gate, 0.0, QUERIES) + P.scaleLog);
+      // Gradients' powers of two are in their levels; those of sums have the values' beside.
+      let power = power_of(load_valueLargest(state));
+      addends[lane] = factor * select(vec2f(power, 1.0), vec2f(1.0, power), QUERIES);
+    }
+    workgroupBarrier();
+    // Every lane walks alike; each keeps what enters its own chunk.
+    for (var k = 0u; k < min(256u, P.chunks - base); k++) {
+      if (lane == 0u) { bounds[k] = bound; }
+      bound = decays[k] * bound + vec2f(P.most, select(1.0, 64.0, QUERIES) * P.most) * addends[k];
+    }
+    workgroupBarrier();
+    if (at < P.chunks) {
+      let powers = vec2f(power_of(P.weight * bounds[lane].x), power_of(P.weight * bounds[lane].y)) * exp2(-15.0);
+      let to = ${FACTORS}u * (line * P.chunks + chunk);
+      store_factors(to, decays[lane]);
+      store_factors(to + 1u, addends[lane].x);
+      store_factors(to + 2u, addends[lane].y);
+      store_factors(to + 3u, 1.0 / powers.x);
+      store_factors(to + 4u, 1.0 / powers.y);
+      store_factors(to + 5u, powers.x);
+      store_factors(to + 6u, powers.y);
+    }
+    workgroupBarrier();
+  }
+}`,
+});
+
+const scanKernel = (constants: Record<string, number | boolean>): KernelSource => ({
+  name: "state-scan-halves",
+  constants,
+  tensors: {
+    sums: { dtype: "f32", access: "read", vectors: true },
+    factors: { dtype: "f32", access: "read" },
+    order: { dtype: "i32", access: "read" },
+    firstS: { dtype: "f32", access: "read" },
+    firstZ: { dtype: "f32", access: "read" },
+    s: { dtype: "f16", access: "write", vectors: true },
+    lastS: { dtype: "f32", access: "write" },
+    lastZ: { dtype: "f32", access: "write" },
+  },
+  parameters: { lines: "u32", chunks: "u32", features: "u32", expanded: "u32", valueDim: "u32" },
+  body: `enable f16;
+fn two_halves(a: f32, b: f32) -> u32 { return bitcast<u32>(vec2<f16>(f16(a), f16(b))); }
+
+@compute @workgroup_size(256)
+fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
+  let line = id.y + id.z * groups.y; // counts b, key head
+  if (line >= P.lines || id.x >= P.features * OCTETS) { return; }
+  let feature = id.x / OCTETS;
+  let octet = id.x % OCTETS;
+  let isSum = octet == SUM_AT;
+  let place = load_order(2u * feature);
+  let weight = bitcast<f32>(load_order(2u * feature + 1u));
+  let first = select(0u, (line * P.expanded + u32(place)), place >= 0);
+  var low = vec4f(0);
+  var high = vec4f(0);
+  if (HAS_FIRST && place >= 0) {
+    let root = inverseSqrt(weight);
+    if (isSum) { low.x = load_firstZ(first) * root; }
+    for (var j = 0u; j < 4u; j++) {
+      let column = 8u * octet + j;
+      if (column < P.valueDim) { low[j] = load_firstS(first * P.valueDim + column) * root; }
+      if (column + 4u < P.valueDim) { high[j] = load_firstS(first * P.valueDim + column + 4u) * root; }
+    }
+  }
+  for (var n = 0u; n < P.chunks; n++) {
+    let chunk = select(n, P.chunks - 1u - n, REVERSE);
+    let state = line * P.chunks + chunk;
+    let at = (state * P.features + feature) * OCTETS + octet;
+    let factor = load_factors(${FACTORS}u * state + select(1u, 2u, isSum));
+    let down = weight * load_factors(${FACTORS}u * state + select(3u, 4u, isSum));
+    let a = down * low;
+    let b = down * high;
+    store4_s(at, vec4u(two_halves(a.x, a.y), two_halves(a.z, a.w), two_halves(b.x, b.y), two_halves(b.z, b.w)));
+    let decay = load_factors(${FACTORS}u * state);
+    low = decay * low + factor * bitcast<vec4f>(load4_sums(2u * at));
+    high = decay * high + factor * bitcast<vec4f>(load4_sums(2u * at + 1u));
+  }
+  if (!WANT_LAST || place < 0) { return; }
+  let root = sqrt(weight);
+  if (isSum) { store_lastZ(first, root * low.x); }
+  for (var j = 0u; j < 4u; j++) {
+    let column = 8u * octet + j;
+    if (column < P.valueDim) { store_lastS(first * P.valueDim + column, root * low[j]); }
+    if (column + 4u < P.valueDim) { store_lastS(first * P.valueDim + column + 4u, root * high[j]); }
+  }
+}`,
+});
+
+/** [features, 2] i32: place in the sorted order or −1, and the bits of the multiplicity. */
+function orderTable(like: Tensor, order: FeatureOrder, key: string): Tensor {
+  return webgpuDevice(like).constant(`feature order ${key}`, () => {
+    const words = new Int32Array(2 * order.features);
+    const weights = new Float32Array(words.buffer);
+    for (let f = 0; f < order.features; f++) {
+      words[2 * f] = order.sorted[f];
+      weights[2 * f + 1] = order.weights[f];
+    }
+    return fromValues(like.device, words, [order.features, 2], "i32");
+  });
+}
+
+export interface ScanInputs {
+  /** f32 [B, H, N, features, columns], as `accumulate` gives them. */
+  sums: Tensor;
+  /** Levels of the keys, for the gates; and of the tokens that were summed. */
+  keys: Levels;
+  summed: Levels;
+  side: "keys" | "queries";
+  /** [B, N, H] f32: the largest of the values. */
+  valueLargest: Tensor;
+  /** The octet of columns that begins with the sums. */
+  sumAt: number;
+  first: Partial<State> | undefined;
+  wantLast: boolean;
+}
+
+/** Carries sums over chunks: what enters each (keys, forwards), or arrives from those after it (queries, backwards). */
+export function scanStates(plan: SequencePlan, order: FeatureOrder, inputs: ScanInputs): ChunkStates {
+  const { batch, heads, queryHeads, chunks, chunkSize, time, expandedDim, valueDim, degree, headDim, scale } = plan;
+  const { sums, keys, summed, side, valueLargest, sumAt, first, wantLast } = inputs;
+  const device = webgpuDevice(sums);
+  const none = absent(sums);
+  const queries = side === "queries";
+  const columns = sums.shape[4];
+  const lines = batch * heads;
+  const factors = empty([batch, heads, chunks, FACTORS], device, "f32");
+  const bounds = first && { s: first.s && largest(first.s, [2, 3]), z: first.z && largest(first.z, [2]) };
+  const zeros = (x: Tensor | undefined, shape: number[]) => {
+    if (x) return x;
+    const zero = empty(shape, device, "f32");
+    device.clear(zero);
+    return zero;
+  };
+  const shared = { REVERSE: queries, HAS_FIRST: first !== undefined };
+  device.dispatch(factorsKernel({ ...shared, QUERIES: queries, CHUNK_ROWS: chunkRows(plan) }), {
+    tensors: {
+      tokens: keys.tokens,
+      levelLargest: summed.largest,
+      valueLargest,
+      firstS: bounds ? zeros(bounds.s, [lines]) : none,
+      firstZ: bounds ? zeros(bounds.z, [lines]) : none,
+      factors,
+    },
+    parameters: {
+      ...{ time, heads, chunkSize, chunks },
+      scaleLog: (queries ? degree * Math.log2(Math.abs(scale)) : 0) - FEATURE_EXPONENT,
+      most: 2 ** FEATURE_EXPONENT * chunkSize * (queries ? queryHeads / heads : 1),
+      weight: Math.max(...order.table.multiplicities),
+    },
+    workgroups: [lines],
+  });
+  const s = empty([batch, heads, chunks, order.features, columns], device, "f16");
+  const last = wantLast
+    ? {
+        s: empty([batch, heads, expandedDim, valueDim], device, "f32"),
+        z: empty([batch, heads, expandedDim], device, "f32"),
+      }
+    : undefined;
+  const scrap = () => empty([1], device, "f32");
+  device.dispatch(
+    scanKernel({
+      ...shared,
+      WANT_LAST: wantLast,
+      OCTETS: columns / 8,
+      SUM_AT: sumAt,
+    }),
+    {
+      tensors: {
+        sums,
+        factors,
+        order: orderTable(sums, order, `${headDim} ${degree} ${order.features}`),
+        firstS: first ? zeros(first.s, [batch, heads, expandedDim, valueDim]) : none,
+        firstZ: first ? zeros(first.z, [batch, heads, expandedDim]) : none,
+        s,
+        lastS: last?.s ?? scrap(),
+        lastZ: last?.z ?? scrap(),
+      },
+      parameters: { lines, chunks, features: order.features, expanded: expandedDim, valueDim },
+      workgroups: [Math.ceil((order.features * columns) / 8 / 256), ...device.spread(lines)],
+    },
+  );
+  return { s, factors, last };
+}

@@ -1,0 +1,101 @@
+import { type Matrices, matricesOf, matrixConstants } from "../../../devices/webgpu/matrix-text.js";
+import type { MatrixUnits } from "../../../devices/webgpu/matrix-units.js";
+import { GROUP, OCTET } from "./features.js";
+
+/** How the workgroups of power attention's kernels share their work. */
+export interface PowerTiles extends Matrices {
+  /** Packed rows are this many elements long, or a multiple; packed values this many columns. */
+  stepMultiple: number;
+  columnMultiple: number;
+  /** Sums over tokens, [features × columns]: groups of 64 features of a workgroup, tokens at a time, subgroups down and across. */
+  accumulate: { groups: number; steps: number; down: number; across: number };
+  /** Sums over features, [tokens × columns]: tokens of a workgroup, subgroups down and across. */
+  read: { tokens: number; down: number; across: number };
+  /** Pairs of tokens: queries of a workgroup, keys at a time, subgroups down. */
+  pairs: { rows: number; keys: number; down: number };
+  /** Their gradients at queries, likewise, and at keys: keys of a workgroup, queries at a time. */
+  pairsQueries: { rows: number; keys: number; down: number };
+  pairsKeys: { rows: number; queries: number; down: number };
+  /** Gradients of features: subgroups, each of as many tokens as it has invocations. */
+  gradient: { down: number };
+}
+
+/** The most that one of the kernels binds. */
+const BINDINGS = 9;
+
+/** The tiles of a GPU, or undefined where matrix units have no shape that fits. */
+export function powerTiles(
+  units: MatrixUnits | undefined,
+  limits: GPUSupportedLimits,
+  tuned: Record<string, Record<string, number>>,
+): PowerTiles | undefined {
+  if (!units || limits.maxStorageBuffersPerShaderStage < BINDINGS) return undefined;
+  const matrices = matricesOf(units);
+  const { M, K, narrow, subgroupSize } = matrices;
+  if (narrow !== OCTET || GROUP % M !== 0 || 16 % K !== 0) return undefined;
+  // Subgroups of fewer than 16 are a processor that plays a GPU: it compiles large tiles for minutes.
+  if (subgroupSize < 16 || limits.maxComputeWorkgroupStorageSize < 48 * 1024) {
+    return {
+      ...{ ...matrices, stepMultiple: OCTET, columnMultiple: OCTET },
+      accumulate: { groups: 1, steps: 16, down: 2, across: 1 },
+      read: { tokens: 32, down: 2, across: 1 },
+      pairs: { rows: 32, keys: 16, down: 2 },
+      pairsQueries: { rows: 16, keys: 16, down: 2 },
+      pairsKeys: { rows: 16, queries: 16, down: 2 },
+      gradient: { down: 2 },
+    };
+  }
+  return {
+    ...{ ...matrices, stepMultiple: Math.max(K, OCTET), columnMultiple: OCTET },
+    accumulate: { groups: 4, steps: 32, down: 4, across: 1, ...tuned.accumulate },
+    read: { tokens: 256, down: 8, across: 1, ...tuned.read },
+    pairs: { rows: 128, keys: 32, down: 4, ...tuned.pairs },
+    pairsQueries: { rows: 128, keys: 16, down: 4, ...tuned.pairsQueries },
+    pairsKeys: { rows: 64, queries: 32, down: 4, ...tuned.pairsKeys },
+    gradient: { down: 2, ...tuned.gradient },
+  };
+}
+
+/** Features of packed rows are at most 1 and mostly far less: they are multiplied by this power of two. */
+export const FEATURE_EXPONENT = 10;
+
+export function powerConstants(tiles: PowerTiles): Record<string, number> {
+  return { ...matrixConstants(tiles), FEATURE_EXPONENT };
+}
+
+/**
+ * Eight octets of features of a packed row of x, weighted: \`make_group(row, weight, group, at)\` writes them to
+ * phi[at] … phi[at + 7]. Needs bindings x (f16, vectors) and octets (i32), X_OCTETS and DEGREE.
+ */
+export const MAKE_FEATURES = `
+fn halves(word: u32) -> vec2<f16> { return bitcast<vec2<f16>>(word); }
+fn times(vector: vec4u, factor: f16) -> vec4u {
+  return vec4u(
+    bitcast<u32>(halves(vector.x) * factor), bitcast<u32>(halves(vector.y) * factor),
+    bitcast<u32>(halves(vector.z) * factor), bitcast<u32>(halves(vector.w) * factor));
+}
+fn half_of(row: u32, i: u32) -> f16 {
+  let word = load4_x(row * X_OCTETS + i / 8u)[(i / 2u) & 3u];
+  return select(halves(word).x, halves(word).y, (i & 1u) == 1u);
+}
+fn make_group(row: u32, weight: f16, group: u32, at: u32) {
+  if (DEGREE == 2) {
+    // All prefixes of a block of x, times one octet.
+    let word = bitcast<u32>(load_octets(8u * group));
+    let first = load4_x(row * X_OCTETS + (word & 255u) / 8u);
+    let octet = load4_x(row * X_OCTETS + (word >> 24u));
+    for (var k = 0u; k < 4u; k++) {
+      let pair = halves(first[k]) * weight;
+      phi[at + 2u * k] = times(octet, pair.x);
+      phi[at + 2u * k + 1u] = times(octet, pair.y);
+    }
+    return;
+  }
+  for (var k = 0u; k < 8u; k++) {
+    let word = bitcast<u32>(load_octets(8u * group + k));
+    var factor = weight;
+    for (var m = 0u; m + 1u < DEGREE; m++) { factor *= half_of(row, (word >> (8u * m)) & 255u); }
+    phi[at + k] = times(load4_x(row * X_OCTETS + (word >> 24u)), factor);
+  }
+}
+`;
