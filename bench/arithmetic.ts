@@ -42,3 +42,31 @@ export function backwardOperations(shape: Shape): number {
   const inside = pairs * 2 * (3 * headDim + 2 * valueDim);
   return batch * tokens * (queryHeads * (2 * state + inside) + heads * 3 * state);
 }
+
+/** The same two counts for the quadratic form: every token against all before it and itself. */
+export function quadraticOperations(shape: Omit<Shape, "chunkSize">, backward: boolean): number {
+  const { batch, tokens, queryHeads, headDim, valueDim } = shape;
+  const forward = 2 * (headDim + valueDim);
+  const inside = backward ? forward + 2 * (3 * headDim + 2 * valueDim) : forward;
+  return (batch * tokens * queryHeads * inside * (tokens + 1)) / 2;
+}
+
+/**
+ * Bytes that a call must move, with inputs and outputs of `width` bytes a value, f32 gates and f32 states: forward, its
+ * inputs and its output once, and each chunk's state (none in the quadratic form: `chunkSize` null) written and read
+ * once; backward, those inputs, the output and its gradient once more, the inputs' gradients, the states read again and
+ * their gradients written and read.
+ */
+export function powerBytes(
+  shape: Omit<Shape, "chunkSize"> & { chunkSize: number | null },
+  width: number,
+  backward: boolean,
+): number {
+  const { batch, tokens, queryHeads, heads, headDim, valueDim, degree, chunkSize } = shape;
+  const inputs = width * (queryHeads * headDim + heads * (headDim + valueDim)) + 4 * heads;
+  const output = width * queryHeads * valueDim;
+  const chunks = chunkSize === null ? 0 : Math.ceil(tokens / chunkSize);
+  const states = 4 * batch * chunks * heads * expandedDim(headDim, degree) * (valueDim + 1);
+  const forward = batch * tokens * (inputs + output) + 2 * states;
+  return forward + (backward ? batch * tokens * (2 * inputs + 2 * output) + 3 * states : 0);
+}

@@ -1,3 +1,4 @@
+import type { WebGpuDevice } from "../src/devices/webgpu/device.js";
 import {
   type Device,
   Generator,
@@ -20,6 +21,10 @@ export interface Figure {
   unit: string;
   atLeast?: number;
   atMost?: number;
+  /** What is hoped for beyond the target, on the same side of it. */
+  aim?: number;
+  /** What no implementation passes: the arithmetic and the bytes at the machine's rates. */
+  floor?: number;
   /** Interquartile range over median of the timings behind the value. */
   spread?: number;
   /** A result that is wrong, not merely slow: the run fails when the target is missed. */
@@ -32,26 +37,85 @@ export interface Result {
   table?: { columns: string[]; rows: (number | string)[][] };
   /** What was run, for people: shapes, chunk sizes, versions. */
   notes?: Record<string, string | number>;
+  /** A picture of the result, kept as numbers so that it can be drawn again from JSON. */
+  plot?: Plot;
+  /** GPU time by kernel of the things that were timed. */
+  profiles?: { name: string; kernels: KernelTime[] }[];
+  /** What went wrong with a part of the question; the rest stands. */
+  failures?: string[];
 }
+
+/** Lines over a numeric axis, or groups of bars over named ones; a series may lack points. */
+export type Plot = { title: string; x: string; y: string } & (
+  | { kind: "lines"; series: Record<string, [number, number][]>; logX?: boolean; logY?: boolean }
+  | { kind: "bars"; groups: string[]; series: Record<string, (number | null)[]>; logY?: boolean }
+);
+
+/** All dispatches of one kernel in a profiled call. */
+export interface KernelTime {
+  name: string;
+  count: number;
+  ms: number;
+}
+
+/** Where a question can be asked. */
+export type Runs = "wasm" | "webgpu";
 
 /** One question of the benchmark; each lives in a file of its own. */
 export interface Question {
   name: string;
   question: string;
   target: string;
+  /** Default: wasm alone. */
+  on?: readonly Runs[];
   run(context: Context): Promise<Result>;
+}
+
+export interface ContextOptions {
+  /** Fewer rounds and shorter sequences: to see that it runs, not to quote. */
+  quick: boolean;
+  /** The most threads that anything uses. */
+  threads: number;
+  kind: Runs;
+  /** Of power attention in the questions to a GPU; default: the library's choice. */
+  chunkSize?: number;
+  /** Whether the GPU's driver checks bounds; default: as the library has it. */
+  boundsChecks?: boolean;
+  progress: (line: string) => void;
 }
 
 export class Context {
   readonly #devices = new Map<number, Promise<Device>>();
+  readonly #gpus = new Map<boolean, WebGpuDevice>();
+  readonly quick: boolean;
+  readonly threads: number;
+  readonly kind: Runs;
+  readonly chunkSize: number | undefined;
+  readonly boundsChecks: boolean | undefined;
+  readonly progress: (line: string) => void;
 
-  constructor(
-    /** Fewer rounds and shorter sequences: to see that it runs, not to quote. */
-    readonly quick: boolean,
-    /** The most threads that anything uses. */
-    readonly threads: number,
-    readonly progress: (line: string) => void,
-  ) {}
+  constructor({ quick, threads, kind, chunkSize, boundsChecks, progress }: ContextOptions) {
+    this.quick = quick;
+    this.threads = threads;
+    this.kind = kind;
+    this.chunkSize = chunkSize;
+    this.boundsChecks = boundsChecks;
+    this.progress = progress;
+  }
+
+  /** The device that the run is about. */
+  main(): Promise<Device> {
+    return this.kind === "webgpu" ? this.gpu() : this.device(this.threads);
+  }
+
+  /** The webgpu device, with or without its matrix units; made anew where an earlier question lost it. */
+  async gpu({ portable = false } = {}): Promise<WebGpuDevice> {
+    const known = this.#gpus.get(portable);
+    if (known && known.lost === undefined) return known;
+    const made = (await getDevice("webgpu", { portable, boundsChecks: this.boundsChecks })) as WebGpuDevice;
+    this.#gpus.set(portable, made);
+    return made;
+  }
 
   /** The wasm device with that many threads; the same one each time. */
   device(threads: number): Promise<Device> {
@@ -67,8 +131,15 @@ export class Context {
     return this.quick ? { warmUp: 1, rounds: 3 } : { warmUp: 2, rounds: 9 };
   }
 
+  /** Ends the GPU's devices and with them all they hold, so that one question's memory is not the next one's. */
+  releaseGpus(): void {
+    for (const device of this.#gpus.values()) device.dispose();
+    this.#gpus.clear();
+  }
+
   async dispose(): Promise<void> {
     for (const device of this.#devices.values()) (await device).dispose();
+    this.releaseGpus();
   }
 }
 
@@ -143,4 +214,14 @@ export function softmaxTask(inputs: Inputs, backward: boolean): () => undefined 
     });
     clearGradients({ q, k, v });
   };
+}
+
+/** One case of several: where it fails, the error is noted and the others go on. */
+export async function attempt<T>(failures: string[], name: string, run: () => Promise<T>): Promise<T | undefined> {
+  try {
+    return await run();
+  } catch (error) {
+    failures.push(`${name}: ${error instanceof Error ? error.message : String(error)}`);
+    return undefined;
+  }
 }

@@ -5,8 +5,7 @@ import { timing } from "./measure.js";
 
 export const firstResult: Question = {
   name: "first-result",
-  question:
-    "How soon after import is the first result there, in a fresh process? (T=1,024, 8 heads, d=64, default device)",
+  question: "How soon after import is the first result there, in a fresh process? (T=1,024, 8 heads, d=64, wasm)",
   target: "under 300 ms",
   async run(context) {
     const child = fileURLToPath(new URL("./first-result-child.js", import.meta.url));

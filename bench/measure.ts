@@ -1,6 +1,7 @@
 /** Milliseconds of repeated runs of one thing. */
 export interface Timing {
   median: number;
+  mean: number;
   fastest: number;
   /** (third quartile − first quartile) / median: how far runs differ. */
   spread: number;
@@ -18,7 +19,8 @@ export function timing(milliseconds: readonly number[]): Timing {
   const sorted = [...milliseconds].sort((a, b) => a - b);
   const median = quantile(sorted, 0.5);
   const spread = (quantile(sorted, 0.75) - quantile(sorted, 0.25)) / median;
-  return { median, fastest: sorted[0], spread, runs: sorted.length };
+  const mean = sorted.reduce((a, b) => a + b, 0) / sorted.length;
+  return { median, mean, fastest: sorted[0], spread, runs: sorted.length };
 }
 
 /** Something to time: a call that returns when its work is done, or the milliseconds it measured itself. */

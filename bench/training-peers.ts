@@ -1,27 +1,23 @@
-import { fork } from "node:child_process";
-import { once } from "node:events";
-import { fileURLToPath } from "node:url";
 import { type Device, Generator, Scope } from "../src/index.js";
 import { GPT, type GPTConfig } from "../src/models/index.js";
 import { AdamW } from "../src/nn/index.js";
 import type { Figure, Question } from "./context.js";
-import { interleave } from "./measure.js";
+import { interleave, type Timing } from "./measure.js";
 import { LEARNING_RATE, peerConfig, peerText, RATES } from "./peers/gpt.js";
+import { GptProcess } from "./peers/gpt-process.js";
 
 /** f32 rounding through a few updates; beyond it a peer trains something else. */
 const LOSS_TOLERANCE = 1e-4;
 
 interface Trainer {
   key: string;
-  threads: number;
-  /** Losses before each update so far. */
   losses: number[];
   /** Milliseconds of one step, by the trainer's own clock. */
   step(): Promise<number>;
   end(): void;
 }
 
-function ours(device: Device, threads: number, config: GPTConfig, key: string): Trainer {
+function ours(device: Device, config: GPTConfig, key: string): Trainer {
   const model = new GPT(config, { device, generator: new Generator(1) });
   const optimizer = new AdamW(model.parameters(), RATES);
   const text = peerText(config);
@@ -41,28 +37,13 @@ function ours(device: Device, threads: number, config: GPTConfig, key: string): 
     optimizer.dispose();
     model.dispose();
   };
-  return { key, threads, losses, step, end };
+  return { key, losses, step, end };
 }
 
-async function peer(name: "tfjs" | "jax-js", threads: number, tokens: number): Promise<Trainer> {
-  const path = fileURLToPath(new URL("./peers/gpt-child.js", import.meta.url));
-  const child = fork(path, [name, String(threads), String(tokens)], { stdio: ["ignore", 2, 2, "ipc"] });
-  const reply = async () => {
-    const ended = once(child, "exit").then(([code]) => {
-      throw new Error(`${name}: its process ended (${code})`);
-    });
-    return (await Promise.race([once(child, "message"), ended]))[0];
-  };
-  const { threads: own } = await reply();
-  const losses: number[] = [];
-  const step = async () => {
-    const answer = reply();
-    child.send("step");
-    const { loss, milliseconds } = await answer;
-    losses.push(loss);
-    return milliseconds;
-  };
-  return { key: `${name}, ${own} thread${own > 1 ? "s" : ""}`, threads: own, losses, step, end: () => child.kill() };
+/** How much faster than the fastest rival; `bound` where that one was ended early, so that the ratio is at least this. */
+export function against(own: number, rivals: readonly { milliseconds: number; late?: boolean }[]) {
+  const best = rivals.reduce((a, b) => (b.milliseconds < a.milliseconds ? b : a));
+  return { ratio: best.milliseconds / own, bound: best.late === true };
 }
 
 export const trainingPeers: Question = {
@@ -72,49 +53,60 @@ export const trainingPeers: Question = {
   async run(context) {
     const softmax = peerConfig(context.quick ? 256 : 1024);
     const power: GPTConfig = { ...softmax, attention: "power" };
+    const tokens = softmax.contextLength;
     const threadCounts = [...new Set([1, context.threads])];
     const own: Trainer[] = [];
-    for (const threads of threadCounts) {
-      const device = await context.device(threads);
-      own.push(ours(device, threads, power, `ours, power, ${threads}`));
-      own.push(ours(device, threads, softmax, `ours, softmax, ${threads}`));
-    }
-    const peers = [await peer("tfjs", 1, softmax.contextLength)];
-    for (const threads of threadCounts) peers.push(await peer("jax-js", threads, softmax.contextLength));
+    const peers: GptProcess[] = [];
     try {
-      const all = [...own, ...peers];
-      const times = await interleave(Object.fromEntries(all.map(({ key, step }) => [key, step])), {
-        warmUp: 2,
-        rounds: context.quick ? 2 : 5,
-      });
-      const rate = (key: string) => (1000 * softmax.contextLength) / times[key].median;
-      const wanted = own.find(({ key }) => key === "ours, softmax, 1")!.losses;
-      const figures: Figure[] = peers.map(({ key, losses }) => ({
-        name: `${key}: largest difference of the losses`,
-        value: Math.max(...losses.map((loss, k) => Math.abs(loss - wanted[k]))),
-        ...{ unit: "", atMost: LOSS_TOLERANCE, correctness: true },
-      }));
+      for (const [name, threads] of [["tfjs", 1] as const, ...threadCounts.map((n) => ["jax-js", n] as const)]) {
+        const peer = await GptProcess.start(name, threads, tokens);
+        peers.push(peer);
+        context.progress(`training-peers: ${peer.key}: ${peer.late ? "no step in its time" : "compiled"}`);
+      }
       for (const threads of threadCounts) {
-        const rivals = peers.filter((rival) => rival.threads === threads).map(({ key }) => rate(key));
+        const device = await context.device(threads);
+        own.push(ours(device, power, `ours, power, ${threads}`), ours(device, softmax, `ours, softmax, ${threads}`));
+      }
+      const started = peers.filter(({ late }) => !late);
+      const times: Record<string, Timing> = await interleave(
+        Object.fromEntries([...own, ...started].map((trainer) => [trainer.key, () => trainer.step()])),
+        // A peer takes seconds a step, and has made one.
+        { warmUp: 1, rounds: context.quick ? 2 : 5 },
+      );
+      const rate = (key: string) => (1000 * tokens) / times[key].median;
+      const wanted = own.find(({ key }) => key === "ours, softmax, 1")!.losses;
+      const figures: Figure[] = started
+        .filter(({ losses }) => losses.length > 0)
+        .map(({ key, losses }) => ({
+          name: `${key}: largest difference of the losses`,
+          value: Math.max(...losses.slice(0, wanted.length).map((loss, k) => Math.abs(loss - wanted[k]))),
+          ...{ unit: "", atMost: LOSS_TOLERANCE, correctness: true },
+        }));
+      for (const threads of threadCounts) {
+        // A peer that cannot use all threads (tfjs has one in Node) takes part with those that it has.
+        const rivals = started.filter((peer) => peer.threads <= threads);
+        if (rivals.length === 0) continue;
         for (const kind of ["power", "softmax"]) {
           const key = `ours, ${kind}, ${threads}`;
-          const value = rate(key) / Math.max(...rivals);
-          // With more threads only jax-js takes part: tfjs has none in Node.
-          const atLeast = kind === "power" ? 1.5 : undefined;
+          const timed = rivals.map((peer) => ({ milliseconds: times[peer.key].median, late: peer.late === "step" }));
+          const { ratio, bound } = against(times[key].median, timed);
           figures.push({
-            name: `${key} against the better peer`,
-            value,
-            unit: "×",
-            atLeast,
-            spread: times[key].spread,
+            name: `${key} against the better peer${bound ? ", at least" : ""}`,
+            value: ratio,
+            ...{ unit: "×", atLeast: kind === "power" ? 1.5 : undefined, spread: times[key].spread },
           });
         }
       }
-      const rows = all.map(({ key }) => [key, rate(key), times[key].median, times[key].spread]);
+      const rows: (string | number)[][] = [...own, ...started].map(({ key }) => {
+        const late = peers.find((peer) => peer.key === key)?.late;
+        return [late ? `${key}, ended: slower than` : key, rate(key), times[key].median, times[key].spread];
+      });
+      for (const { key, late } of peers)
+        if (late === "start") rows.push([`${key}, ended before its first step`, "", "", ""]);
       return {
         figures,
         table: { columns: ["trainer", "tokens/s", "ms a step", "spread"], rows },
-        notes: { tokens: softmax.contextLength, layers: softmax.nLayer, width: softmax.nEmbd, heads: softmax.nHead },
+        notes: { tokens, layers: softmax.nLayer, width: softmax.nEmbd, heads: softmax.nHead },
       };
     } finally {
       for (const trainer of [...own, ...peers]) trainer.end();

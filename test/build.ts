@@ -6,7 +6,7 @@ import { fileURLToPath } from "node:url";
 export default function build(): void {
   const root = fileURLToPath(new URL("..", import.meta.url));
   const built = statSync(`${root}dist/src/cli/main.js`, { throwIfNoEntry: false })?.mtimeMs ?? 0;
-  const newest = ["src", "examples"].flatMap((folder) =>
+  const newest = ["src", "bench", "examples"].flatMap((folder) =>
     readdirSync(root + folder, { recursive: true }).map((name) => statSync(`${root}${folder}/${name}`).mtimeMs),
   );
   if (Math.max(...newest) < built) return;

@@ -31,6 +31,36 @@ describeOnGpu("operations of modules on webgpu", () => {
         dtype,
       });
     }
+    // Few rows, read in vectors; and a residual on top, on both paths.
+    for (const [rows, outputs, inputs] of [
+      [1, 51, 64],
+      [3, 51, 64],
+      [4, 34, 1032],
+      [9, 40, 64],
+    ]) {
+      await expectLikeOracle(device, oracle, `${rows} rows`, (x, w, b) => linear(x, w, b, { activation: "gelu" }), {
+        shapes: [[rows, inputs], [outputs, inputs], [outputs]],
+        value: (x) => x / 8,
+        dtype,
+      });
+      const add = (x: Tensor, w: Tensor, r: Tensor) => linear(x, w, undefined, { residual: r.to("f32") });
+      await expectLikeOracle(device, oracle, `residual, ${rows} rows`, add, {
+        shapes: [
+          [rows, inputs],
+          [outputs, inputs],
+          [rows, outputs],
+        ],
+        dtype,
+      });
+    }
+    // So many rows that the weight's gradient is summed up in parts.
+    await expectLikeOracle(device, oracle, "many rows", (x, w) => linear(x, w), {
+      shapes: [
+        [2, 1024, 8],
+        [6, 8],
+      ],
+      dtype,
+    });
     await expectLikeOracle(device, oracle, "no bias", (x, w) => linear(x, w), {
       shapes: [
         [7, 6],
@@ -41,7 +71,7 @@ describeOnGpu("operations of modules on webgpu", () => {
   });
 
   test.each(dtypes)("norms, %s", async (dtype) => {
-    for (const width of [1, 7, 64, 150]) {
+    for (const width of dtype === "f32" ? [1, 7, 150, 300, 768] : [7, 768]) {
       const shapes = [[3, 70, width], [width], [width]];
       const value = (x: number, input: number) => (input === 0 ? x + 1 : x);
       if (width > 1) {
@@ -64,6 +94,10 @@ describeOnGpu("operations of modules on webgpu", () => {
     const table = (x: Tensor, values: Float32Array) => tensor(values, [5, 3], { device: x.device });
     const turn = (x: Tensor) => rotary(x, table(x, cos), table(x, sin));
     await expectLikeOracle(device, oracle, "rotary", turn, { shapes: [[2, 5, 3, 6]], dtype });
+    const wide = rotaryAngles(32, 3, 5);
+    const angles = (x: Tensor, values: Float32Array) => tensor(values, [5, 16], { device: x.device });
+    const turnWide = (x: Tensor) => rotary(x.slice(2, 1, 3), angles(x, wide.cos), angles(x, wide.sin));
+    await expectLikeOracle(device, oracle, "eight pairs at a time", turnWide, { shapes: [[2, 5, 4, 32]], dtype });
     await expectLikeOracle(device, oracle, "of a view", (x) => turn(x.slice(2, 1, 3)), {
       shapes: [[2, 5, 4, 6]],
       dtype,
@@ -76,6 +110,10 @@ describeOnGpu("operations of modules on webgpu", () => {
       shapes: [[5, 9]],
       dtype,
     });
+    for (const to of ["f32", dtype] as const) {
+      const look = (w: Tensor) => embedding(w, integers(w, [...ids, ...ids, 3]), { dtype: to });
+      await expectLikeOracle(device, oracle, `eight at a time, to ${to}`, look, { shapes: [[5, 1208]], dtype });
+    }
     const many = Array.from({ length: 700 }, (_, k) => (k * 7) % 3);
     await expectLikeOracle(device, oracle, "many", (w) => embedding(w, integers(w, many)), {
       shapes: [[3, 300]],

@@ -1,32 +1,36 @@
-import { deviation, type Experiment, mean } from "./experiment.js";
-import { KINDS, slug } from "./kinds.js";
-import { trained } from "./runs.js";
+import { deviation, type Experiment, groups, mean, meanLine } from "./experiment.js";
+import { KINDS, type Kind, SHORT, type TextRun, textRun } from "./text-runs.js";
 
-export const attentionKinds: Experiment = {
+const NAMES = Object.keys(KINDS) as Kind[];
+
+export const attentionKinds: Experiment<TextRun> = {
   name: "attention-kinds",
   question: "Does power attention learn as well as softmax? Same model, data, seeds and tokens.",
-  async run(options) {
-    const { steps = 1000, seeds } = options;
-    const rows: (string | number)[][] = [];
-    const series: Record<string, [number, number][]> = {};
-    for (const [kind, config] of Object.entries(KINDS)) {
-      const last: number[] = [];
-      const curves: [number, number][][] = [];
-      for (let seed = 1; seed <= seeds; seed++) {
-        const settings = { ...config, steps, seed, contextLength: 256, batchSize: 8, evalEvery: Math.ceil(steps / 10) };
-        const { metrics } = await trained(options, `${slug(kind)}-${seed}`, settings);
-        const evals = metrics.filter((m) => m.kind === "eval");
-        last.push(evals[evals.length - 1].loss);
-        curves.push(evals.map((m) => [m.tokens, m.loss]));
-      }
-      rows.push([kind, mean(last), deviation(last), ...last]);
-      series[kind] = curves[0].map(([x], k) => [x, mean(curves.map((curve) => curve[k][1]))]);
-    }
+  jobs({ steps, seeds }) {
+    return Array.from({ length: seeds }, (_, k) => k + 1).flatMap((seed) =>
+      NAMES.map((kind) => textRun({ kind, contextLength: SHORT, seed, steps })),
+    );
+  },
+  findings(records) {
+    const kinds = groups(records, "kind", NAMES);
+    const losses = new Map(kinds.map(([kind, runs]) => [kind, runs.map(({ value }) => value.loss)]));
+    const most = Math.max(...[...losses.values()].map((list) => list.length));
+    const seeds = Array.from({ length: most }, (_, k) => k);
+    const softmax = losses.get("softmax");
+    const seen = [...losses].flatMap(([kind, list]) => {
+      if (!softmax || kind === "softmax") return [];
+      const gap = mean(list) - mean(softmax);
+      const spread = Math.max(deviation(list), deviation(softmax));
+      const seeds = Number.isNaN(spread) ? "one seed" : `deviation between seeds at most ${spread.toFixed(3)}`;
+      return `${kind}: ${Math.abs(gap).toFixed(3)} nats ${gap < 0 ? "below" : "above"} softmax (${seeds}).`;
+    });
     return {
       title: "Held-out loss by kind of attention",
-      columns: ["attention", "mean", "deviation", ...Array.from({ length: seeds }, (_, k) => `seed ${k + 1}`)],
-      ...{ rows, series, axes: { x: "tokens", y: "held-out loss (nats per token)" } },
-      notes: { steps, seeds, contextLength: 256, tokensPerStep: 2048 },
+      columns: ["attention", "mean", "deviation", ...seeds.map((k) => `seed ${k + 1}`)],
+      rows: [...losses].map(([kind, list]) => [kind, mean(list), deviation(list), ...seeds.map((k) => list[k] ?? "")]),
+      series: Object.fromEntries(kinds.map(([kind, runs]) => [kind, meanLine(runs.map(({ value }) => value.curve))])),
+      axes: { x: "tokens", y: "held-out loss (nats per token)" },
+      seen,
     };
   },
 };

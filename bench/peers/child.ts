@@ -1,10 +1,11 @@
 import { makeProblem, type Peer, type PeerForm, type PeerTask, worstError } from "./peer.js";
 import { reference } from "./reference.js";
+import { installWebGpu } from "./web-gpu.js";
 import { installWebWorker } from "./web-worker.js";
 
 /** What the parent asks; see PeerProcess. */
 export type Question =
-  | { ask: "start"; name: "tfjs" | "jax-js"; threads: number }
+  | { ask: "start"; name: "tfjs" | "jax-js"; backend: "wasm" | "webgpu"; threads: number }
   | { ask: "check" }
   | { ask: "load"; tokens: number; heads: number; headDim: number }
   | { ask: "choose"; task: PeerTask; tokens: number; headDim: number }
@@ -12,10 +13,11 @@ export type Question =
 
 let peer: Peer;
 
-async function start(name: "tfjs" | "jax-js", threads: number): Promise<Peer> {
-  if (name === "tfjs") return (await import("./tfjs.js")).tfjsPeer();
-  if (threads > 1) installWebWorker(threads);
-  return (await import("./jax-js.js")).jaxPeer();
+async function start(name: "tfjs" | "jax-js", backend: "wasm" | "webgpu", threads: number): Promise<Peer> {
+  if (backend === "webgpu") installWebGpu();
+  if (name === "tfjs") return (await import("./tfjs.js")).tfjsPeer(backend);
+  if (backend === "wasm" && threads > 1) installWebWorker(threads);
+  return (await import("./jax-js.js")).jaxPeer(backend);
 }
 
 async function timed(task: PeerTask, form: PeerForm): Promise<number> {
@@ -63,7 +65,7 @@ async function choose(task: PeerTask, tokens: number, headDim: number): Promise<
 async function answer(question: Question): Promise<unknown> {
   switch (question.ask) {
     case "start":
-      peer = await start(question.name, question.threads);
+      peer = await start(question.name, question.backend, question.threads);
       return { name: peer.name, version: peer.version, threads: peer.threads };
     case "check":
       return check();

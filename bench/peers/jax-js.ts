@@ -1,7 +1,7 @@
 import { readFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { blockUntilReady, init, type Array as JaxArray, jit, numpy as np, tree, vjp } from "@jax-js/jax";
+import { blockUntilReady, defaultDevice, init, type Array as JaxArray, jit, numpy as np, tree, vjp } from "@jax-js/jax";
 import { byHead, type Gradients, joinHeads, type Peer, type PeerForm, type PeerTask, type Problem } from "./peer.js";
 
 // Arrays are counted: a use consumes its operand unless it says `.ref`.
@@ -80,9 +80,10 @@ function installedVersion(): string {
   return JSON.parse(readFileSync(join(dirname(entry), "../package.json"), "utf8")).version;
 }
 
-/** The peer on jax-js's wasm backend, compiled with its `jit` where the form says so. Heads run one after another. */
-export async function jaxPeer(): Promise<Peer> {
-  await init("wasm");
+/** The peer on a backend of jax-js, compiled with its `jit` where the form says so. Heads run one after another. */
+export async function jaxPeer(backend: "wasm" | "webgpu"): Promise<Peer> {
+  if (!(await init(backend)).includes(backend)) throw new Error(`jax-js: its ${backend} backend does not start here`);
+  defaultDevice(backend);
   let heads: { inputs: JaxArray[]; upstream: JaxArray }[] = [];
   let tokens = 0;
   let outputs: JaxArray[] = [];
@@ -118,7 +119,7 @@ export async function jaxPeer(): Promise<Peer> {
   return {
     name: "jax-js",
     version: installedVersion(),
-    threads: typeof Worker === "undefined" ? 1 : navigator.hardwareConcurrency,
+    threads: backend === "webgpu" || typeof Worker === "undefined" ? 1 : navigator.hardwareConcurrency,
     candidates: () =>
       ["outer jit", "outer"].flatMap((expansion) => [128, 256, 512].map((chunkSize) => ({ chunkSize, expansion }))),
     async load(problem: Problem) {

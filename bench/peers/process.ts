@@ -13,12 +13,21 @@ export class PeerProcess {
     this.#child = fork(fileURLToPath(new URL("./child.js", import.meta.url)), { stdio: ["ignore", 2, 2, "ipc"] });
   }
 
-  static async start(name: "tfjs" | "jax-js", threads: number): Promise<PeerProcess> {
+  static async start(
+    name: "tfjs" | "jax-js",
+    threads: number,
+    backend: "wasm" | "webgpu" = "wasm",
+  ): Promise<PeerProcess> {
     const peer = new PeerProcess(name);
-    const info = await peer.#ask<{ version: string; threads: number }>({ ask: "start", name, threads });
-    peer.version = info.version;
-    peer.threads = info.threads;
-    return peer;
+    try {
+      const info = await peer.#ask<{ version: string; threads: number }>({ ask: "start", name, threads, backend });
+      peer.version = info.version;
+      peer.threads = info.threads;
+      return peer;
+    } catch (error) {
+      peer.end();
+      throw error;
+    }
   }
 
   #ask<T>(question: Question): Promise<T> {

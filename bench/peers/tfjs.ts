@@ -118,14 +118,26 @@ interface Head {
   upstream: Matrix;
 }
 
-/** The peer on tfjs-wasm: SIMD, one thread (its flags turn its threads off in Node). Heads run one after another. */
-export async function tfjsPeer(): Promise<Peer> {
+/**
+ * The peer on tfjs-wasm: SIMD, one thread (its flags turn its threads off in Node); or on its WebGPU backend, where
+ * products are its own kernels, in f32. Heads run one after another.
+ */
+export async function tfjsPeer(backend: "wasm" | "webgpu"): Promise<Peer> {
   tf.env().set("PROD", true);
-  await tf.setBackend("wasm");
+  if (backend === "webgpu") {
+    await import("@tensorflow/tfjs-backend-webgpu");
+    tf.env().set("WEBGPU_CPU_FORWARD", false);
+  }
+  if (!(await tf.setBackend(backend))) throw new Error(`tfjs: its ${backend} backend does not start here`);
   let heads: Head[] = [];
   let tokens = 0;
   let outputs: tf.Tensor[] = [];
   let gradients: tf.Tensor[][] = [];
+  /** A GPU works in order: when a value of the last tensor can be read, all are made. */
+  const finish = async () => {
+    const last = gradients.at(-1)?.[0] ?? outputs.at(-1)!;
+    if (backend === "webgpu") await tf.tidy(() => tf.slice(last, [0, 0], [1, 1])).data();
+  };
   const clear = () => {
     tf.dispose([outputs, gradients]);
     outputs = [];
@@ -134,9 +146,9 @@ export async function tfjsPeer(): Promise<Peer> {
   const gather = async (tensors: tf.Tensor[]) =>
     joinHeads(await Promise.all(tensors.map((tensor) => tensor.data())), tokens);
   return {
-    name: "tfjs-wasm",
-    version: version_wasm,
-    threads: getThreadsCount(),
+    name: `tfjs-${backend}`,
+    version: version_wasm, // all of its packages have one version
+    threads: backend === "wasm" ? getThreadsCount() : 1,
     candidates: (task) =>
       (task.startsWith("softmax") ? [""] : ["blocks", "outer"]).flatMap((expansion) =>
         [64, 128, 256, 512].map((chunkSize) => ({ chunkSize, expansion })),
@@ -178,6 +190,7 @@ export async function tfjsPeer(): Promise<Peer> {
           outputs.push(output!);
         });
       }
+      await finish();
     },
     async result() {
       const output = await gather(outputs);

@@ -52,7 +52,7 @@ async function read(model: GPT, caches: GPTCache, ids: readonly number[]): Promi
     using _ = new Scope();
     const part = ids.slice(at, at + piece);
     const out = noGrad(() => model.forward(model.ids(part, [1, part.length]), { caches, last: true }));
-    if (at + piece >= ids.length) logits = Float32Array.from(await out.data());
+    if (at + piece >= ids.length) logits = new Float32Array(await out.data());
   }
   if (!logits) throw new RangeError("generate: at least one token must be read first");
   return logits;

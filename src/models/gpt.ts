@@ -118,7 +118,7 @@ export function checkGPTConfig(config: GPTConfig): void {
 
 export interface GPTOptions {
   device: Device;
-  /** Of parameters and activations; default "f32". */
+  /** Of matrices, and of what is multiplied by them; default "f32". All else is f32. */
   dtype?: DType;
   /** Source of the initial weights; default: the shared one. */
   generator?: Generator;
@@ -134,6 +134,7 @@ export type GPTCache = AttentionCache[];
 export class GPT extends Module {
   readonly tokens: Embedding;
   readonly positions: Tensor | undefined;
+  readonly rotary: RotaryEmbedding | undefined;
   readonly blocks: Block[];
   readonly norm: LayerNorm | RMSNorm;
 
@@ -146,19 +147,21 @@ export class GPT extends Module {
     checkGPTConfig(config);
     const { vocabSize, contextLength, nLayer, nEmbd, headSize, positions, norm, bias, chunkSize } = config;
     this.tokens = new Embedding(vocabSize, nEmbd, options);
-    this.positions = positions === "learned" ? normalParameter([contextLength, nEmbd], 0.02, options) : undefined;
-    const rotary = positions === "rotary" ? new RotaryEmbedding(headSize, options.device) : undefined;
+    this.positions =
+      positions === "learned" ? normalParameter([contextLength, nEmbd], 0.02, { ...options, dtype: "f32" }) : undefined;
+    this.rotary = positions === "rotary" ? new RotaryEmbedding(headSize, options.device) : undefined;
     // Each block adds twice to the residual stream; its share at the start is scaled so that the sum is not.
     const outDeviation = 0.02 / Math.sqrt(2 * nLayer);
     const block = { ...config, chunkSize: chunkSize === 0 ? undefined : chunkSize, outDeviation };
-    this.blocks = Array.from({ length: nLayer }, () => new Block(block, options, rotary));
+    this.blocks = Array.from({ length: nLayer }, () => new Block(block, options, this.rotary));
     this.norm = norm === "rms" ? new RMSNorm(nEmbd, options) : new LayerNorm(nEmbd, { ...options, bias });
   }
 
   /** ids [B, T] to the last hidden states [B, T, nEmbd]. */
   hidden(ids: Tensor, { caches, recompute: again = false }: { caches?: GPTCache; recompute?: boolean } = {}): Tensor {
     const start = caches?.[0].tokens ?? 0;
-    let x = this.tokens.forward(ids);
+    this.rotary?.angles(start, ids.shape[1]);
+    let x = this.tokens.forward(ids, "f32");
     if (this.positions) {
       const end = start + ids.shape[1];
       if (end > this.config.contextLength) {
@@ -174,10 +177,10 @@ export class GPT extends Module {
     return this.norm.forward(x);
   }
 
-  /** ids [B, T] to logits [B, T, vocabSize]; with `last` only those of the last token, [B, 1, vocabSize]. */
+  /** ids [B, T] to logits [B, T, vocabSize], f32; with `last` only those of the last token, [B, 1, vocabSize]. */
   forward(ids: Tensor, { caches, last = false }: { caches?: GPTCache; last?: boolean } = {}): Tensor {
     const h = this.hidden(ids, { caches });
-    return linear(last ? h.slice(1, -1) : h, this.tokens.weight);
+    return linear(last ? h.slice(1, -1) : h, this.tokens.weight, undefined, { dtype: "f32" });
   }
 
   /** Mean cross-entropy of the next tokens, in nats: ids and targets i32 [B, T]; targets of −1 do not count. */

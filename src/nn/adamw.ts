@@ -44,16 +44,25 @@ export class AdamW {
     return this.#step;
   }
 
-  /** The square of the gradients' global norm, on the device. */
+  /** The square of the gradients' global norm, as they are, on the device. */
   squaredNorm(): Tensor {
     return squareSum([...this.parameters.values()].flatMap((p) => p.grad ?? []));
   }
 
-  /** Moves the parameters that have a gradient; clears no gradient. */
-  update(learningRate: number, squaredNorm: Tensor): void {
+  /**
+   * Moves the parameters that have a gradient; clears no gradient.
+   * @param unscale what gradients are multiplied by first; default 1
+   */
+  update(learningRate: number, squaredNorm: Tensor, unscale = 1): void {
     const { clip, weightDecay, ...rest } = this.options;
     this.#step++;
-    const plan = { ...rest, learningRate, step: this.#step, maxNorm: clip > 0 ? clip : Number.POSITIVE_INFINITY };
+    const plan = {
+      ...rest,
+      learningRate,
+      step: this.#step,
+      unscale,
+      maxNorm: clip > 0 ? clip : Number.POSITIVE_INFINITY,
+    };
     noGrad(() =>
       scope(() => {
         for (const [name, parameter] of this.parameters) {

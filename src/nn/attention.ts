@@ -1,11 +1,11 @@
-import { logSigmoid } from "../ops/elementwise/index.js";
+import { linear } from "../ops/linear/index.js";
 import { softmaxAttention } from "../ops/softmax-attention/index.js";
 import { powerFull } from "../power-attention.js";
 import { PowerState } from "../state.js";
 import type { Tensor } from "../tensor/tensor.js";
 import { Linear } from "./linear.js";
 import { Module } from "./module.js";
-import { constantParameter, type ModuleOptions } from "./options.js";
+import { constantParameter, type ModuleOptions, normalParameter } from "./options.js";
 import type { RotaryEmbedding } from "./rotary.js";
 import { SoftmaxCache } from "./softmax-cache.js";
 
@@ -35,16 +35,30 @@ export interface AttentionConfig {
   outDeviation?: number;
 }
 
+/** Queries, keys and values of all heads side by side, queries and keys turned by their positions. */
+function placed(all: Tensor, heads: readonly number[], place: (t: Tensor) => Tensor): Tensor[] {
+  const [q, k, v] = all.split(heads, 2);
+  return [place(q), place(k), v];
+}
+
+/** The same in one turn, which pays while writing: its gradient would be one more copy. */
+function placedTogether(all: Tensor, [q, k, v]: readonly number[], place: (t: Tensor) => Tensor): Tensor[] {
+  const [turned, values] = all.split([q + k, v], 2);
+  return [...place(turned).split([q, k], 2), values];
+}
+
 /** What attention carries from token to token while it writes. */
 export type AttentionCache = PowerState | SoftmaxCache;
 
 /**
- * Causal self-attention over [B, T, nEmbd]. One projection makes queries, keys, values and gates; attention reads them
- * in place, as views. logG = logSigmoid(gate + gateBias), in f32, is the log of the share that a token keeps of what was
+ * Causal self-attention over [B, T, nEmbd]. One projection makes queries, keys and values, which attention reads in
+ * place, as views; another makes gates. logG = logSigmoid(gate + gateBias), in f32, is the log of the share that a token keeps of what was
  * before it.
  */
 export class CausalSelfAttention extends Module {
   readonly project: Linear;
+  /** Apart from the projection, whose rows stay where vectors can begin. */
+  readonly gate: Tensor | undefined;
   readonly out: Linear;
   readonly gateBias: Tensor | undefined;
   readonly config: Required<Omit<AttentionConfig, "chunkSize" | "outDeviation">> & { chunkSize?: number | null };
@@ -69,9 +83,9 @@ export class CausalSelfAttention extends Module {
       );
     }
     this.config = { nEmbd, nHead, qheadRatio, headSize, attention, degree, chunkSize, disableGating, bias };
-    const gates = this.gated ? nHead : 0;
-    this.project = new Linear(nEmbd, (qheadRatio + 2) * nHead * headSize + gates, { ...options, bias });
-    this.gateBias = this.gated ? constantParameter([nHead], GATE_BIAS, { ...options, dtype: "f32" }) : undefined;
+    this.project = new Linear(nEmbd, (qheadRatio + 2) * nHead * headSize, { ...options, bias });
+    this.gate = this.gated ? normalParameter([nHead, nEmbd], 0.02, options) : undefined;
+    this.gateBias = this.gated ? constantParameter([nHead], GATE_BIAS, options) : undefined;
     this.out = new Linear(qheadRatio * nHead * headSize, nEmbd, { ...options, bias, deviation: outDeviation });
   }
 
@@ -82,25 +96,24 @@ export class CausalSelfAttention extends Module {
   /**
    * @param x [B, T, nEmbd]
    * @param cache what came before x, and where x's keys and values go; without it x is the whole sequence
+   * @param residual [B, T, nEmbd], added to the result
    */
-  forward(x: Tensor, cache?: AttentionCache): Tensor {
+  forward(x: Tensor, cache?: AttentionCache, residual?: Tensor): Tensor {
     const [batch, time] = x.shape;
     const { nHead, qheadRatio, headSize, attention, degree, chunkSize } = this.config;
     const width = nHead * headSize;
-    const sizes = [qheadRatio * width, width, width, ...(this.gated ? [nHead] : [])];
-    const [qs, ks, vs, gate] = this.project.forward(x).split(sizes);
+    const all = this.project.forward(x).reshape([batch, time, (qheadRatio + 2) * nHead, headSize]);
     const start = cache?.tokens ?? 0;
     const place = (t: Tensor) => this.positions?.apply(t, start) ?? t;
-    const q = place(qs.reshape([batch, time, qheadRatio * nHead, headSize]));
-    const k = place(ks.reshape([batch, time, nHead, headSize]));
-    const v = vs.reshape([batch, time, nHead, headSize]);
-    const logG = gate && logSigmoid(gate.to("f32").add(this.gateBias!));
+    const heads = [qheadRatio * nHead, nHead, nHead];
+    const [q, k, v] = cache ? placedTogether(all, heads, place) : placed(all, heads, place);
+    const logG = this.gate && linear(x, this.gate, this.gateBias, { activation: "logSigmoid", dtype: "f32" });
     let y: Tensor;
     if (cache instanceof SoftmaxCache) y = cache.step(q, k, v);
     else if (cache) y = cache.step(q, k, v, { logG });
     else if (attention === "softmax") y = softmaxAttention(q, k, v);
     else y = powerFull(q, k, v, { logG, degree, chunkSize });
-    return this.out.forward(y.reshape([batch, time, qheadRatio * width]));
+    return this.out.forward(y.reshape([batch, time, qheadRatio * width]), residual);
   }
 
   /** An empty cache for `forward`. */

@@ -13,7 +13,7 @@ export interface BlockConfig extends AttentionConfig {
   mlpRatio?: number;
 }
 
-/** x + attention(norm(x)), then x + mlp(norm(x)). */
+/** x + attention(norm(x)), then x + mlp(norm(x)). x, the residual stream, keeps its dtype. */
 export class Block extends Module {
   readonly norm1: LayerNorm | RMSNorm;
   readonly attention: CausalSelfAttention;
@@ -31,7 +31,7 @@ export class Block extends Module {
   }
 
   forward(x: Tensor, cache?: AttentionCache): Tensor {
-    const attended = x.add(this.attention.forward(this.norm1.forward(x), cache));
-    return attended.add(this.mlp.forward(this.norm2.forward(attended)));
+    const attended = this.attention.forward(this.norm1.forward(x), cache, x);
+    return this.mlp.forward(this.norm2.forward(attended), attended);
   }
 }

@@ -12,7 +12,8 @@ export class Embedding extends Module {
     this.weight = normalParameter([count, size], options.deviation ?? 0.02, options);
   }
 
-  forward(ids: Tensor): Tensor {
-    return embedding(this.weight, ids);
+  /** @param dtype of the vectors; default the table's */
+  forward(ids: Tensor, dtype = this.weight.dtype): Tensor {
+    return embedding(this.weight, ids, { dtype });
   }
 }

@@ -12,7 +12,7 @@ export interface LinearOptions extends ModuleOptions {
   deviation?: number;
 }
 
-/** activation(x · weightᵀ + bias): [..., inputs] to [..., outputs]. weight is [outputs, inputs]. */
+/** residual + activation(x · weightᵀ + bias): [..., inputs] to [..., outputs]. weight is [outputs, inputs]. */
 export class Linear extends Module {
   readonly weight: Tensor;
   readonly bias: Tensor | undefined;
@@ -25,7 +25,7 @@ export class Linear extends Module {
     this.activation = options.activation ?? "none";
   }
 
-  forward(x: Tensor): Tensor {
-    return linear(x, this.weight, this.bias, { activation: this.activation });
+  forward(x: Tensor, residual?: Tensor): Tensor {
+    return linear(x, this.weight, this.bias, { activation: this.activation, residual });
   }
 }

@@ -14,7 +14,7 @@ export interface MLPOptions extends ModuleOptions {
   outDeviation?: number;
 }
 
-/** Two linear maps with an activation between. */
+/** Two linear maps with an activation between, added to a residual where one is given. */
 export class MLP extends Module {
   readonly up: Linear;
   readonly down: Linear;
@@ -26,7 +26,7 @@ export class MLP extends Module {
     this.down = new Linear(hidden, size, { ...rest, deviation: outDeviation });
   }
 
-  forward(x: Tensor): Tensor {
-    return this.down.forward(this.up.forward(x));
+  forward(x: Tensor, residual?: Tensor): Tensor {
+    return this.down.forward(this.up.forward(x), residual);
   }
 }

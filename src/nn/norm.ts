@@ -1,8 +1,14 @@
 import { layerNorm } from "../ops/layer-norm/index.js";
 import { rmsNorm } from "../ops/rms-norm/index.js";
+import type { DType } from "../tensor/dtype.js";
 import type { Tensor } from "../tensor/tensor.js";
 import { Module } from "./module.js";
 import { constantParameter, type ModuleOptions } from "./options.js";
+
+/** Half formats are what the products after a norm take; a norm of an f32 model gives what it gets. */
+function outputOf(x: Tensor, { dtype = "f32" }: ModuleOptions): DType {
+  return dtype === "f32" ? x.dtype : dtype;
+}
 
 /** Rows of zero mean and unit variance, scaled and (by default) shifted. */
 export class LayerNorm extends Module {
@@ -11,7 +17,7 @@ export class LayerNorm extends Module {
 
   constructor(
     size: number,
-    options: ModuleOptions & { bias?: boolean },
+    private readonly options: ModuleOptions & { bias?: boolean },
     readonly epsilon = 1e-5,
   ) {
     super();
@@ -20,7 +26,7 @@ export class LayerNorm extends Module {
   }
 
   forward(x: Tensor): Tensor {
-    return layerNorm(x, this.weight, this.bias, this.epsilon);
+    return layerNorm(x, this.weight, this.bias, this.epsilon, outputOf(x, this.options));
   }
 }
 
@@ -30,7 +36,7 @@ export class RMSNorm extends Module {
 
   constructor(
     size: number,
-    options: ModuleOptions,
+    private readonly options: ModuleOptions,
     readonly epsilon = 1e-5,
   ) {
     super();
@@ -38,6 +44,6 @@ export class RMSNorm extends Module {
   }
 
   forward(x: Tensor): Tensor {
-    return rmsNorm(x, this.weight, this.epsilon);
+    return rmsNorm(x, this.weight, this.epsilon, outputOf(x, this.options));
   }
 }

@@ -21,19 +21,24 @@ export class RotaryEmbedding {
     }
   }
 
-  /**
-   * @param x [B, T, heads, headDim]
-   * @param start position of the first token; default 0
-   */
-  apply(x: Tensor, start = 0): Tensor {
-    const time = x.shape[1];
+  /** Angles of positions start … start + time − 1. Asked for before other work is queued, they need not wait for it. */
+  angles(start: number, time: number): { cos: Tensor; sin: Tensor } {
     if (this.#kept?.start !== start || this.#kept.time !== time) {
       this.dispose();
       const angles = rotaryAngles(this.headDim, start, time, this.base);
       const table = (values: Float32Array) => fromValues(this.device, values, [time, this.headDim / 2], "f32").keep();
       this.#kept = { cos: table(angles.cos), sin: table(angles.sin), start, time };
     }
-    return rotary(x, this.#kept.cos, this.#kept.sin);
+    return this.#kept;
+  }
+
+  /**
+   * @param x [B, T, heads, headDim]
+   * @param start position of the first token; default 0
+   */
+  apply(x: Tensor, start = 0): Tensor {
+    const { cos, sin } = this.angles(start, x.shape[1]);
+    return rotary(x, cos, sin);
   }
 
   dispose(): void {

@@ -5,14 +5,12 @@ import { softmaxAttention } from "../ops/softmax-attention/index.js";
 import { noGrad } from "../tensor/tape.js";
 import { scope, type Tensor } from "../tensor/tensor.js";
 
-/** Tokens that are gathered before they join the older ones, so that a token does not copy all of them. */
-const RECENT = 64;
-
 /**
  * Keys and values of all tokens so far: what softmax attention carries while it writes. Grows with every token, and so
  * does the time per token; kept for comparison with PowerState. No gradients.
  */
 export class SoftmaxCache {
+  /** Each longer than the next, so that there are few of them and a token is seldom copied. */
   #parts: { k: Tensor; v: Tensor }[] = [];
   #tokens = 0;
 
@@ -44,7 +42,7 @@ export class SoftmaxCache {
         this.#parts.push({ k: own(k), v: own(v) });
         this.#tokens += time;
         if (time > 1) return softmaxAttention(q, k, v);
-        if (this.#parts.length > RECENT) this.#join();
+        this.#join();
         const group = queryHeads / heads;
         const query = q.reshape([batch, heads, group, headDim]).mul(1 / Math.sqrt(headDim));
         const scores = concat(
@@ -62,19 +60,24 @@ export class SoftmaxCache {
     );
   }
 
+  /** Joins the last parts while the last is not the shorter one, as a binary counter carries. */
   #join(): void {
-    const joined = scope(() => ({
-      k: concat(
-        this.#parts.map(({ k }) => k),
-        1,
-      ),
-      v: concat(
-        this.#parts.map(({ v }) => v),
-        1,
-      ),
-    }));
-    this.dispose();
-    this.#parts = [{ k: joined.k.keep(), v: joined.v.keep() }];
+    const length = (part: number) => this.#parts[part].k.shape[1];
+    for (let last = this.#parts.length - 1; last > 0 && length(last) >= length(last - 1); last--) {
+      const pair = this.#parts.splice(last - 1);
+      const joined = (which: "k" | "v") =>
+        scope(() =>
+          concat(
+            pair.map((part) => part[which]),
+            1,
+          ).keep(),
+        );
+      this.#parts.push({ k: joined("k"), v: joined("v") });
+      for (const { k, v } of pair) {
+        k.dispose();
+        v.dispose();
+      }
+    }
   }
 
   clone(): SoftmaxCache {

@@ -1,4 +1,5 @@
 import type { Device, DeviceKind } from "../devices/device.js";
+import type { DType } from "../tensor/dtype.js";
 import { tensorsIn } from "../tensor/scope.js";
 import { isTensor, type Tensor } from "../tensor/tensor.js";
 
@@ -36,6 +37,14 @@ export function sameKind(caller: string, ...[first, ...others]: readonly Tensor[
       );
     }
   }
+}
+
+/**
+ * The dtype of a parameter's gradient: f32 for a leaf, whose gradients are sums over all tokens that half formats would
+ * not hold; the tensor's own for one that was computed, since what computed it goes on in that.
+ */
+export function gradientDType(parameter: Tensor): DType {
+  return parameter.node ? parameter.dtype : "f32";
 }
 
 /** Throws where a tensor holds integers. */

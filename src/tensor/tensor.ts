@@ -147,7 +147,9 @@ export class Tensor {
     }
     using _ = new Scope();
     const seed = upstream ?? ops.full(this.shape, 1, { device: this.device, dtype: this.dtype });
-    backpropagate(this, seed, ops.add);
+    // A half-precision leaf may get one gradient in its own format and another in f32.
+    const sum = (a: Tensor, b: Tensor) => (a.dtype === b.dtype ? ops.add(a, b) : ops.add(a.to("f32"), b.to("f32")));
+    backpropagate(this, seed, sum);
   }
 
   #view(

@@ -19,6 +19,8 @@ export interface TrainState {
   /** Running mean of the loss, which tells a run that diverges. */
   meanLoss: number | null;
   bestLoss: number | null;
+  /** Updates in a row that were left out because gradients in f16 overflowed. */
+  overflows: number;
 }
 
 interface Index {
@@ -123,6 +125,7 @@ export function loadTraining(folder: string, optimizer: AdamW): TrainState {
   let state: TrainState;
   try {
     state = JSON.parse(readFileSync(path, "utf8"));
+    state.overflows ??= 0;
   } catch (error) {
     throw new Error(`train: cannot read ${path} (${error instanceof Error ? error.message : error})`);
   }

@@ -55,7 +55,11 @@ export const TRAIN_OPTIONS = {
     choices: ["auto", "wasm", "webgpu", "oracle"],
   },
   threads: { default: 0, help: "CPU threads; asks for wasm (0: all cores, or POWER_ATTENTION_THREADS)", least: 0 },
-  dtype: { default: "f32", help: "of parameters and activations", choices: ["f32", "f16", "bf16"] },
+  dtype: {
+    default: "f32",
+    help: "of matrices and what they multiply; sums, norms, gradients and updates are f32",
+    choices: ["f32", "f16", "bf16"],
+  },
 } as const satisfies Record<string, OptionSpec>;
 
 type Widen<T> = T extends string ? string : T extends number ? number : boolean;

@@ -1,20 +1,29 @@
 import type { TrainState } from "./checkpoint.js";
 
-/** A loss that is not a number, or far above its running mean: training stopped before the update that it was for. */
+/** A loss that is not a number, or far above its running mean: training stopped. Its update is in no checkpoint. */
 export class DivergedError extends Error {
   override name = "DivergedError";
 }
 
-/** Throws before the update where the loss says that the run is lost. */
+/** Scaled f16 gradients may overflow once in a while, and such an update is left out; so many in a row are no accident. */
+const OVERFLOWS = 10;
+
+/**
+ * Throws where an update's loss says that the run is lost.
+ * @param mayOverflow gradients were in f16
+ */
 export function checkProgress(
   state: TrainState,
   loss: number,
   norm: number,
   learningRate: number,
   checkpoint: string,
+  mayOverflow: boolean,
 ): void {
   const place = checkpoint === "" ? "no checkpoint was saved before it" : `the last good checkpoint is ${checkpoint}`;
   const step = state.step + 1;
+  const leftOut = mayOverflow && Number.isFinite(loss) && !Number.isFinite(norm) && state.overflows < OVERFLOWS;
+  if (leftOut) return;
   if (!Number.isFinite(loss) || !Number.isFinite(norm)) {
     const what = Number.isFinite(loss) ? `the gradients' norm is ${norm}` : `the loss is ${loss}`;
     const cause =

@@ -6,5 +6,6 @@ export { measureStep } from "./measure.js";
 export { type EvalMetric, type Metric, readMetrics, type SampleMetric, type StepMetric } from "./metrics.js";
 export { type ReportInput, reportHtml } from "./report.js";
 export { learningRateAt } from "./schedule.js";
+export { type Batch, type StepOptions, type StepResult, trainStep } from "./step.js";
 export { type TrainOptions, type TrainResult, type TrainStart, train } from "./train.js";
 export { WindowOrder } from "./window-order.js";

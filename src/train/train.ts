@@ -8,7 +8,6 @@ import { loadTensors } from "../models/weight-files.js";
 import { AdamW } from "../nn/adamw.js";
 import type { DType } from "../tensor/dtype.js";
 import { Generator } from "../tensor/random.js";
-import { Scope } from "../tensor/scope.js";
 import { Checkpoints, findCheckpoint, loadTraining, type TrainState } from "./checkpoint.js";
 import { modelConfig, type TrainConfig } from "./config.js";
 import { deviceFor } from "./device.js";
@@ -17,6 +16,7 @@ import { type Metric, MetricsFile } from "./metrics.js";
 import { reportHtml } from "./report.js";
 import { planRun } from "./run-file.js";
 import { learningRateAt } from "./schedule.js";
+import { type Batch, type StepResult, trainStep } from "./step.js";
 import { WindowOrder } from "./window-order.js";
 
 export interface TrainOptions {
@@ -80,7 +80,15 @@ export async function train(options: TrainOptions): Promise<TrainResult> {
   for (const file of [trainFile, valFile]) checkVocabulary("train", model, file);
   const optimizer = new AdamW(model.parameters(), config);
   const random = new Generator(seed + 1);
-  let state: TrainState = { version: 1, step: 0, position: 0, random: random.state, meanLoss: null, bestLoss: null };
+  let state: TrainState = {
+    version: 1,
+    step: 0,
+    position: 0,
+    random: random.state,
+    meanLoss: null,
+    bestLoss: null,
+    overflows: 0,
+  };
   if (resume) {
     const last = findCheckpoint(out);
     loadTensors(join(last, "model.safetensors"), model.parameters());
@@ -123,71 +131,83 @@ export async function train(options: TrainOptions): Promise<TrainResult> {
 
   const began = performance.now();
   let aborted = signal?.aborted ?? false;
+  /** Updates issued and not yet settled, the oldest first. */
+  const pending: { result: Promise<StepResult>; learningRate: number }[] = [];
+  // On a GPU the next update is queued before this one's loss is read: it never runs dry.
+  const ahead = device.readNow ? 0 : 1;
+  const due = (step: number, every: number) => step === steps || (every > 0 && step % every === 0);
+  const interrupts = (step: number) =>
+    due(step, config.evalEvery) ||
+    due(step, config.saveEvery) ||
+    (config.sampleTokens > 0 && due(step, config.sampleEvery));
+  const issue = () => {
+    const done = state.step + pending.length;
+    const learningRate = learningRateAt(done, {
+      ...{ peak: config.learningRate, floor: config.minLearningRate },
+      ...{ warmup: config.warmup, steps },
+    });
+    const batches = Array.from({ length: accumulate }, (_, part) =>
+      batch(
+        trainFile,
+        windows,
+        state.position + (pending.length * accumulate + part) * batchSize,
+        batchSize,
+        contextLength,
+      ),
+    );
+    const result = trainStep(model, optimizer, batches, {
+      learningRate,
+      recompute: config.recompute,
+      dtype: config.dtype as DType,
+    });
+    result.catch(() => {}); // it is awaited later, or not at all after another failure
+    pending.push({ result, learningRate });
+  };
   try {
-    while (state.step < steps && !aborted) {
-      const start = performance.now();
-      const learningRate = learningRateAt(state.step, {
-        ...{ peak: config.learningRate, floor: config.minLearningRate },
-        ...{ warmup: config.warmup, steps },
-      });
-      using _ = new Scope();
-      let loss = 0;
-      for (let part = 0; part < accumulate; part++) {
-        using _part = new Scope();
-        const { inputs, targets } = batch(
-          trainFile,
-          windows,
-          state.position + part * batchSize,
-          batchSize,
-          contextLength,
-        );
-        const shape = [batchSize, contextLength];
-        const count = targets.length * accumulate;
-        const partLoss = model.loss(model.ids(inputs, shape), model.ids(targets, shape), {
-          count,
-          recompute: config.recompute,
-        });
-        partLoss.backward();
-        loss += await partLoss.item();
+    let start = performance.now();
+    while (pending.length > 0 || (state.step < steps && !aborted)) {
+      while (!aborted && pending.length <= ahead && state.step + pending.length < steps) {
+        if (pending.length > 0 && interrupts(state.step + pending.length)) break;
+        issue();
       }
-      const squaredNorm = optimizer.squaredNorm();
-      const gradientNorm = Math.sqrt(await squaredNorm.item());
+      const { result, learningRate } = pending.shift()!;
+      const { loss, gradientNorm } = await result;
       try {
-        checkProgress(state, loss, gradientNorm, learningRate, checkpoint);
+        checkProgress(state, loss, gradientNorm, learningRate, checkpoint, config.dtype === "f16");
       } catch (error) {
         report(false);
         throw error;
       }
-      optimizer.update(learningRate, squaredNorm);
-      await device.sync();
-      model.clearGrad();
       const step = state.step + 1;
       const meanLoss = state.meanLoss === null ? loss : 0.95 * state.meanLoss + 0.05 * loss;
-      state = { ...state, step, position: state.position + batchSize * accumulate, meanLoss };
+      const overflows = Number.isFinite(gradientNorm) ? 0 : state.overflows + 1;
+      state = { ...state, step, position: state.position + batchSize * accumulate, meanLoss, overflows };
       const tokens = step * tokensPerStep;
       const tokensPerSecond = (1000 * tokensPerStep) / (performance.now() - start);
       const memory = device.memory().reserved;
       add({ kind: "step", step, tokens, loss, learningRate, gradientNorm, tokensPerSecond, memory });
+      start = performance.now();
 
       aborted = signal?.aborted ?? false;
+      if (pending.length > 0) continue;
       const last = step === steps;
-      const due = (every: number) => last || (every > 0 && step % every === 0);
       let best = false;
-      if (due(config.evalEvery)) {
+      if (due(step, config.evalEvery)) {
         heldOutLoss = (await evaluate(model, valFile, { contextLength, batchSize, batches: config.evalBatches })).loss;
         best = state.bestLoss === null || heldOutLoss < state.bestLoss;
         if (best) state = { ...state, bestLoss: heldOutLoss };
         add({ kind: "eval", step, tokens, loss: heldOutLoss });
       }
-      if (config.sampleTokens > 0 && due(config.sampleEvery)) {
+      if (config.sampleTokens > 0 && due(step, config.sampleEvery)) {
         const text = await sample(model, tokenizer, config.sampleTokens, random);
         add({ kind: "sample", step, tokens, text });
       }
-      if (best || aborted || due(config.saveEvery)) await save(best);
-      if (due(config.evalEvery) || aborted) report(!last && !aborted);
+      if (best || aborted || due(step, config.saveEvery)) await save(best);
+      if (due(step, config.evalEvery) || aborted) report(!last && !aborted);
       // Timers and signals get their turn: a step on the CPU does not wait for anything.
       await new Promise((resolve) => setImmediate(resolve));
       aborted ||= signal?.aborted ?? false;
+      start = performance.now();
     }
     if (aborted && !existsSync(join(out, "checkpoints", stepName(state.step)))) await save(false);
     report(false);
@@ -209,7 +229,7 @@ export async function train(options: TrainOptions): Promise<TrainResult> {
 
 const stepName = (step: number) => `step-${String(step).padStart(8, "0")}`;
 
-function batch(file: TokenFile, windows: WindowOrder, position: number, rows: number, length: number) {
+function batch(file: TokenFile, windows: WindowOrder, position: number, rows: number, length: number): Batch {
   const inputs = new Int32Array(rows * length);
   const targets = new Int32Array(rows * length);
   for (let r = 0; r < rows; r++) {
@@ -217,7 +237,7 @@ function batch(file: TokenFile, windows: WindowOrder, position: number, rows: nu
     inputs.set(ids.subarray(0, length), r * length);
     targets.set(ids.subarray(1), r * length);
   }
-  return { inputs, targets };
+  return { inputs, targets, shape: [rows, length] };
 }
 
 async function sample(model: GPT, tokenizer: Tokenizer, maxTokens: number, random: Generator): Promise<string> {

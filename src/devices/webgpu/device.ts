@@ -11,7 +11,7 @@ import type { Tensor } from "../../tensor/tensor.js";
 import { Device, type DeviceMemory, Storage } from "../device.js";
 import { describeAdapter, findAdapter, requestDevice } from "./adapter.js";
 import { Checks } from "./checks.js";
-import { explainCompilation, type KernelSource, kernelKey, originField, shaderOf } from "./kernel.js";
+import { explainCompilation, type KernelSource, kernelKey, shaderOf } from "./kernel.js";
 import { type MatrixUnits, matrixUnits } from "./matrix-units.js";
 import { BufferPool, poolSize } from "./pool.js";
 import { type GpuProfile, Profile } from "./profile.js";
@@ -43,6 +43,9 @@ export interface WebGpuOptions {
 const MAP_READ = 0x01;
 const COPY_DST = 0x08;
 
+/** Larger ones are given back to the system when they have been read. */
+const LARGEST_LANDING = 2 ** 20;
+
 const mib = (bytes: number) => `${(bytes / 2 ** 20).toFixed(1)} MiB`;
 
 export class WebGpuStorage extends Storage {
@@ -64,9 +67,24 @@ export class WebGpuStorage extends Storage {
   }
 }
 
+/** Tile shapes by kernel; see the kernels for what the numbers mean. */
+export type TunedTiles = Record<string, Record<string, number>>;
+
 interface Kernel {
   pipeline: GPUComputePipeline;
   layout: GPUBindGroupLayout;
+  /** Bind groups made so far, by what they bind: making one costs more than a dispatch, and buffers come back. */
+  groups: Map<string, GPUBindGroup>;
+}
+
+/** Bind groups that a kernel keeps. */
+const MOST_GROUPS = 1024;
+
+/** A binding's part of a buffer, where the tensor's first element is in it, and the buffer's number if it is the pool's. */
+interface Bound {
+  resource: GPUBufferBinding & { offset: number; size: number };
+  origin: number;
+  number: number | undefined;
 }
 
 /** What a kernel is given: tensors by binding, parameters by name, and workgroups in up to three dimensions. */
@@ -82,11 +100,18 @@ export class WebGpuDevice extends Device {
   /** What WebGPU tells of its memory is the largest buffer: no tensor, and so no state, can be larger. */
   override readonly memoryLimit: number;
   readonly #poolLimit: number;
+  /** Copied once: looking them up takes longer than a dispatch may. */
+  readonly #limits: Pick<
+    GPUSupportedLimits,
+    "maxBufferSize" | "maxStorageBufferBindingSize" | "maxComputeWorkgroupsPerDimension"
+  >;
+  /** Where values land that are read back, by size, while nobody reads. */
+  readonly #landings = new Map<number, GPUBuffer[]>();
   readonly description: string;
   /** The shape that tensor-core kernels are made for; undefined where kernels are the portable ones. */
   readonly matrixUnits: MatrixUnits | undefined;
   /** Tile shapes by kernel that replace the table's, as the tune command finds them. */
-  readonly tuned: Record<string, Record<string, number>> = {};
+  readonly tuned: TunedTiles = {};
   readonly #kernels = new Map<string, Kernel>();
   readonly #constants = new Map<string, Tensor>();
   readonly #pool: BufferPool;
@@ -107,7 +132,9 @@ export class WebGpuDevice extends Device {
   ) {
     super();
     this.#poolLimit = options.maxMemory ?? Number.POSITIVE_INFINITY;
-    this.memoryLimit = Math.min(this.#poolLimit, gpu.limits.maxBufferSize);
+    const { maxBufferSize, maxStorageBufferBindingSize, maxComputeWorkgroupsPerDimension } = gpu.limits;
+    this.#limits = { maxBufferSize, maxStorageBufferBindingSize, maxComputeWorkgroupsPerDimension };
+    this.memoryLimit = Math.min(this.#poolLimit, maxBufferSize);
     this.check = options.check ?? false;
     this.matrixUnits = options.portable ? undefined : matrixUnits(gpu, info);
     const units = this.matrixUnits;
@@ -189,7 +216,7 @@ export class WebGpuDevice extends Device {
   }
 
   #createBuffer(size: number, usage: number): GPUBuffer {
-    const { maxBufferSize } = this.gpu.limits;
+    const { maxBufferSize } = this.#limits;
     const { used, reserved } = this.#pool;
     if (size > maxBufferSize) {
       throw new RangeError(
@@ -204,7 +231,7 @@ export class WebGpuDevice extends Device {
         // What is free goes back to the GPU, so that a smaller attempt finds room.
         this.#pool.refuse(buffer);
         this.#recorder.submit();
-        this.#pool.trim();
+        this.#trim();
         return new RangeError(
           `webgpu: out of memory: ${mib(size)} more were needed beside ${mib(used)} in use and ` +
             `${mib(reserved - used)} kept for reuse, which are free now. Free tensors with scope() or dispose(), make ` +
@@ -220,7 +247,7 @@ export class WebGpuDevice extends Device {
     const size = poolSize(length * DTYPE_BYTES[dtype]);
     if (this.#pool.reserved + this.#pool.wants(size) > this.#poolLimit) {
       this.#recorder.submit();
-      this.#pool.trim();
+      this.#trim();
       if (this.#pool.reserved + size > this.#poolLimit) {
         throw new RangeError(
           `webgpu: a tensor of ${length} ${dtype} values needs ${mib(size)}; ${mib(this.#pool.used)} of at most ` +
@@ -273,13 +300,17 @@ export class WebGpuDevice extends Device {
 
   async #download(buffer: GPUBuffer, offset: number, bytes: number): Promise<ArrayBuffer> {
     this.#throwIfLost();
-    const landing = this.#createBuffer(bytes, MAP_READ | COPY_DST);
+    const size = poolSize(bytes);
+    const landing = this.#landings.get(size)?.pop() ?? this.#createBuffer(size, MAP_READ | COPY_DST);
+    let again = false;
     this.#recorder.copy(buffer, offset, landing, 0, bytes);
     this.#recorder.submit();
     try {
       await Promise.all([...this.#pending, landing.mapAsync(1)]);
       this.#throwFailure();
-      const data = landing.getMappedRange().slice(0);
+      const data = landing.getMappedRange().slice(0, bytes);
+      landing.unmap();
+      again = size <= LARGEST_LANDING;
       await this.#checks.throwFound();
       return data;
     } catch (error) {
@@ -288,7 +319,9 @@ export class WebGpuDevice extends Device {
       this.#throwFailure();
       throw error;
     } finally {
-      landing.destroy();
+      if (!again) landing.destroy();
+      else if (this.#landings.has(size)) this.#landings.get(size)!.push(landing);
+      else this.#landings.set(size, [landing]);
     }
   }
 
@@ -354,7 +387,8 @@ export class WebGpuDevice extends Device {
   dispose(): void {
     if (this.#lost !== undefined) return;
     this.#recorder.submit();
-    this.#pool.trim();
+    this.#trim();
+    for (const landings of this.#landings.values()) for (const landing of landings) landing.destroy();
     this.#recorder.dispose();
     if (this.own) this.gpu.destroy();
   }
@@ -372,7 +406,7 @@ export class WebGpuDevice extends Device {
     const key = kernelKey(source);
     const known = this.#kernels.get(key);
     if (known) return known;
-    const code = shaderOf(source);
+    const code = shaderOf(source, this.gpu.features.has("shader-f16"));
     let module: GPUShaderModule | undefined;
     const kernel = this.#watch(
       "validation",
@@ -391,7 +425,7 @@ export class WebGpuDevice extends Device {
           layout: this.gpu.createPipelineLayout({ bindGroupLayouts: [layout, this.#recorder.parametersLayout] }),
           compute: { module, entryPoint: "main" },
         });
-        return { pipeline, layout };
+        return { pipeline, layout, groups: new Map<string, GPUBindGroup>() };
       },
       async (error) => {
         this.#kernels.delete(key);
@@ -408,7 +442,7 @@ export class WebGpuDevice extends Device {
   dispatch(source: KernelSource, { tensors, parameters, workgroups }: Dispatch): void {
     this.#throwIfLost();
     if (workgroups.some((count) => count === 0)) return;
-    const most = this.gpu.limits.maxComputeWorkgroupsPerDimension;
+    const most = this.#limits.maxComputeWorkgroupsPerDimension;
     if (workgroups.some((count) => count > most)) {
       throw new RangeError(
         `webgpu: ${source.name} takes at most ${most} workgroups a dimension on this device, got ${workgroups.join(" × ")}; ` +
@@ -416,26 +450,20 @@ export class WebGpuDevice extends Device {
       );
     }
     const kernel = this.#kernel(source);
-    const origins: Record<string, number> = {};
-    const entries = Object.keys(source.tensors).map((name, binding) => {
-      const bound = this.#bind(source.name, name, tensors[name]);
-      origins[originField(name)] = bound.origin;
-      return { binding, resource: bound.resource };
-    });
-    const group = this.gpu.createBindGroup({ label: source.name, layout: kernel.layout, entries });
-    const fields = Object.entries(source.parameters);
+    const bound = Object.keys(source.tensors).map((name) => this.#bind(source.name, name, tensors[name]));
     this.#recorder.dispatch(
       kernel.pipeline,
-      group,
+      this.#group(source.name, kernel, bound),
       (view) => {
         let at = 0;
-        for (const [name, type] of fields) {
+        for (const name in source.parameters) {
+          const type = source.parameters[name];
           if (type === "f32") view.setFloat32(at, parameters[name], true);
           else if (type === "i32") view.setInt32(at, parameters[name], true);
           else view.setUint32(at, parameters[name], true);
           at += 4;
         }
-        for (const origin of Object.values(origins)) {
+        for (const { origin } of bound) {
           view.setUint32(at, origin, true);
           at += 4;
         }
@@ -444,31 +472,52 @@ export class WebGpuDevice extends Device {
     );
   }
 
+  #group(label: string, kernel: Kernel, bound: readonly Bound[]): GPUBindGroup {
+    let key = "";
+    for (const { number, resource } of bound) key += `${number},${resource.offset},${resource.size};`;
+    const known = kernel.groups.get(key);
+    if (known) return known;
+    const entries = bound.map(({ resource }, binding) => ({ binding, resource }));
+    const group = this.gpu.createBindGroup({ label, layout: kernel.layout, entries });
+    if (bound.some(({ number }) => number === undefined)) return group;
+    if (kernel.groups.size >= MOST_GROUPS) kernel.groups.clear();
+    kernel.groups.set(key, group);
+    return group;
+  }
+
+  /** Destroys buffers that are free, and forgets what binds them. */
+  #trim(): void {
+    this.#pool.trim();
+    for (const { groups } of this.#kernels.values()) groups.clear();
+  }
+
   /** The part of a tensor's buffer that its elements span, from an aligned start. */
-  #bind(
-    kernel: string,
-    name: string,
-    tensor: Dispatch["tensors"][string],
-  ): { resource: GPUBufferBinding; origin: number } {
+  #bind(kernel: string, name: string, tensor: Dispatch["tensors"][string]): Bound {
     const { buffer, byteOffset, dtype } = tensor.storage as WebGpuStorage;
     const width = DTYPE_BYTES[dtype];
     const start = byteOffset + tensor.offset * width;
-    const last = tensor.shape.reduce((at, extent, axis) => at + Math.max(extent - 1, 0) * tensor.strides[axis], 0);
+    const { shape, strides } = tensor;
+    let last = 0;
+    for (let axis = 0; axis < shape.length; axis++) last += Math.max(shape[axis] - 1, 0) * strides[axis];
     const offset = Math.floor(start / 256) * 256;
     const size = Math.min(Math.ceil((start + (last + 1) * width - offset) / 16) * 16, buffer.size - offset);
-    const limit = this.gpu.limits.maxStorageBufferBindingSize;
+    const limit = this.#limits.maxStorageBufferBindingSize;
     if (size > limit) {
       throw new RangeError(
         `webgpu: a kernel sees at most ${mib(limit)} of a tensor on this device, and ${name} of ${kernel} spans ` +
           `${mib(size)}; make the batch or the sequence smaller, use a half-precision dtype, or for a state a lower degree or smaller heads`,
       );
     }
-    return { resource: { buffer, offset, size }, origin: (start - offset) / width };
+    return {
+      resource: { buffer, offset, size },
+      origin: (start - offset) / width,
+      number: this.#pool.numberOf(buffer),
+    };
   }
 
   /** Workgroups for `count` items in a row: `index_of_group(id, workgroups)` counts them in the shader. */
   spread(count: number): number[] {
-    const most = this.gpu.limits.maxComputeWorkgroupsPerDimension;
+    const most = this.#limits.maxComputeWorkgroupsPerDimension;
     if (count <= most) return [count];
     const rows = Math.ceil(count / most);
     return [Math.ceil(count / rows), rows];

@@ -1,4 +1,5 @@
 import { DTYPE_BYTES, type DType } from "../../tensor/dtype.js";
+import { EIGHT, wideAccessors } from "./wide.js";
 
 export type Access = "read" | "write";
 
@@ -8,6 +9,10 @@ export interface Binding {
   access: Access;
   /** Seen sixteen bytes at a time: `load4_x(n)` and `store4_x(n, vec4u)`, counted in such vectors, instead of elements. */
   vectors?: boolean;
+  /** Eight neighbouring values at a time, as f32, see wide.ts: then these are the only accessors. */
+  wide?: boolean;
+  /** Of i32 that is written: the only accessor is then `max_x(i, value)`, which keeps the larger of both. */
+  atomic?: boolean;
 }
 
 /**
@@ -28,7 +33,8 @@ export interface KernelSource {
 /** The pipeline's name in the cache: everything that its text depends on. */
 export function kernelKey({ name, constants, tensors }: KernelSource): string {
   const types = Object.entries(tensors).map(
-    ([tensor, { dtype, access, vectors }]) => `${tensor}:${dtype}:${access}${vectors ? ":vectors" : ""}`,
+    ([tensor, { dtype, access, vectors, wide, atomic }]) =>
+      `${tensor}:${dtype}:${access}${vectors ? ":vectors" : ""}${wide ? ":8" : ""}${atomic ? ":atomic" : ""}`,
   );
   return `${name}|${Object.values(constants).join()}|${types.join()}`;
 }
@@ -77,7 +83,15 @@ fn value_f16(word: u32, odd: u32) -> f32 {
 }`,
 };
 
-function accessors(name: string, { dtype, access, vectors }: Binding, binding: number): string {
+/** The same in one instruction, where the device has f16: it rounds to nearest and overflows to infinity. */
+const NATIVE_F16 = `
+fn bits_f16(value: f32) -> u32 { return bitcast<u32>(vec2<f16>(f16(value), f16())); }
+fn value_f16(word: u32, odd: u32) -> f32 {
+  let pair = vec2f(bitcast<vec2<f16>>(word));
+  return select(pair.x, pair.y, odd == 1u);
+}`;
+
+function accessors(name: string, { dtype, access, vectors, wide, atomic }: Binding, binding: number): string {
   const variable = (type: string) =>
     `@group(0) @binding(${binding}) var<storage, ${access === "read" ? "read" : "read_write"}> ${name}: array<${type}>;`;
   const at = `P.${originField(name)} + i`;
@@ -88,6 +102,12 @@ ${variable("vec4u")}
 fn load4_${name}(n: u32) -> vec4u { return ${name}[${place}]; }${
       access === "read" ? "" : `\nfn store4_${name}(n: u32, value: vec4u) { ${name}[${place}] = value; }`
     }`;
+  }
+  if (wide) return wideAccessors(name, dtype, variable, `P.${originField(name)}`, access === "write");
+  if (atomic) {
+    return `
+${variable("atomic<i32>")}
+fn max_${name}(i: u32, value: i32) { atomicMax(&${name}[${at}], value); }`;
   }
   if (dtype === "f32" || dtype === "i32") {
     return `
@@ -119,10 +139,12 @@ fn store2_${name}(i: u32, a: f32, b: f32) {
 }`;
 }
 
-/** The kernel's whole WGSL. */
-export function shaderOf(source: KernelSource): string {
+/** The kernel's whole WGSL. `native`: the device has f16. */
+export function shaderOf(source: KernelSource, native = false): string {
   const { constants, tensors, parameters, body } = source;
-  const directives = /^(\s*(enable|diagnostic|requires)[^\n]*;\s*\n)*/.exec(body)![0];
+  const given = /^(\s*(enable|diagnostic|requires)[^\n]*;\s*\n)*/.exec(body)![0];
+  const withF16 = native && Object.values(tensors).some(({ dtype }) => dtype === "f16");
+  const directives = withF16 && !/enable f16/.test(given) ? `enable f16;\n${given.trim()}` : given;
   const halves = new Set(Object.values(tensors).map(({ dtype }) => dtype));
   const fields = [
     ...Object.entries(parameters).map(([name, type]) => `  ${name}: ${type},`),
@@ -135,9 +157,11 @@ export function shaderOf(source: KernelSource): string {
     ...fields,
     "}",
     "@group(1) @binding(0) var<uniform> P: Parameters;",
-    ...(["f16", "bf16"] as const).filter((dtype) => halves.has(dtype)).map((dtype) => HALF_BITS[dtype]),
+    ...(Object.values(tensors).some(({ wide }) => wide) ? [EIGHT] : []),
+    ...(halves.has("f16") ? [native ? NATIVE_F16 : HALF_BITS.f16] : []),
+    ...(halves.has("bf16") ? [HALF_BITS.bf16] : []),
     ...Object.entries(tensors).map(([name, binding], k) => accessors(name, binding, k)),
-    body.slice(directives.length),
+    body.slice(given.length),
   ].join("\n");
 }
 

@@ -13,8 +13,9 @@ export function poolSize(bytes: number): number {
  */
 export class BufferPool {
   readonly #free = new Map<number, GPUBuffer[]>();
-  /** All that exist, free or in use. */
-  readonly #owned = new Set<GPUBuffer>();
+  /** All that exist, free or in use, numbered. */
+  readonly #owned = new Map<GPUBuffer, number>();
+  #made = 0;
   #used = 0;
   #reserved = 0;
   peak = 0;
@@ -29,6 +30,11 @@ export class BufferPool {
     return this.#reserved;
   }
 
+  /** A number that no other buffer has or had, or undefined for a buffer that is not the pool's. */
+  numberOf(buffer: GPUBuffer): number | undefined {
+    return this.#owned.get(buffer);
+  }
+
   /** Bytes of `size` that would be new: 0 where a free buffer fits. */
   wants(size: number): number {
     return this.#free.get(size)?.length ? 0 : size;
@@ -38,8 +44,8 @@ export class BufferPool {
     let buffer = this.#free.get(size)?.pop();
     if (!buffer) {
       buffer = this.create(size, USAGE_STORAGE);
-      this.#owned.add(buffer);
       this.#reserved += size;
+      this.#owned.set(buffer, this.#made++);
     }
     this.#used += size;
     this.peak = Math.max(this.peak, this.#used);

@@ -11,6 +11,8 @@ export interface AdamWPlan {
   readonly step: number;
   /** Gradients are scaled down to this global norm; Infinity leaves them. */
   readonly maxNorm: number;
+  /** What gradients are multiplied by first, where the loss was scaled up so that half formats hold them. Default 1. */
+  readonly unscale?: number;
 }
 
 export interface AdamWTensors {
@@ -24,12 +26,13 @@ export interface AdamWTensors {
   mean: Tensor;
   /** f32, contiguous; written. Running mean of its square. */
   square: Tensor;
-  /** f32 scalar: squared global norm of all gradients. */
+  /** f32 scalar: squared global norm of all gradients, as they are. */
   squaredNorm: Tensor;
 }
 
 /**
- * In place, with g = gradient · min(1, maxNorm / √squaredNorm):
+ * In place, with g = gradient · unscale · min(1, maxNorm / (unscale · √squaredNorm)); nothing moves where squaredNorm is
+ * not finite, as where a scaled gradient overflowed:
  *     mean ← β1·mean + (1 − β1)·g       square ← β2·square + (1 − β2)·g²
  *     parameter ← parameter − learningRate · (mean/(1 − β1^step) / (√(square/(1 − β2^step)) + ε) + weightDecay · parameter)
  */

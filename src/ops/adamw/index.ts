@@ -11,9 +11,11 @@ const run = operation("adamw", { oracle: oracle.update, wasm: wasm.update, webgp
  * One AdamW update, in place: the memory of `parameter` (and `rounded`), `mean` and `square` is written, which no other operation on
  * tensors does. A graph recorded before the update and not yet walked backward would see the new values.
  *
- *     g = gradient · min(1, maxNorm / √squaredNorm)
+ *     g = gradient · unscale · min(1, maxNorm / (unscale · √squaredNorm))
  *     mean ← β1·mean + (1 − β1)·g        square ← β2·square + (1 − β2)·g²
  *     parameter ← parameter − rate · (m̂ / (√v̂ + ε) + weightDecay · parameter)      m̂, v̂ corrected for the step
+ *
+ * Nothing moves where squaredNorm is not finite.
  *
  * @param plan rates and the step, 1 for the first
  * @param tensors contiguous, of one shape but for squaredNorm (f32 scalar, see `squareSum`); mean and square are f32

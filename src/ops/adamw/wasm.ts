@@ -17,6 +17,7 @@ const layout = new Arguments({
   beta2: "f32",
   epsilon: "f32",
   maxNorm: "f32",
+  unscale: "f32",
   /** 1 − learningRate · weightDecay */
   keep: "f32",
   /** learningRate / (1 − β1^step) */
@@ -30,6 +31,7 @@ const PART = 8192;
 export const update: AdamWUpdate = (plan, tensors) => {
   const { parameter, rounded, gradient, mean, square, squaredNorm } = tensors;
   const device = wasmDevice(parameter);
+  if (!Number.isFinite(device.readNow(squaredNorm.storage, squaredNorm.offset, 1)[0])) return;
   const module = device.module(`adamw ${parameter.dtype} ${rounded?.dtype} ${gradient.dtype}`, (m) => {
     m.function(
       "update",
@@ -41,10 +43,10 @@ export const update: AdamWUpdate = (plan, tensors) => {
           f.local("i32", address.plus(start.times(DTYPE_BYTES[dtype])));
         const [p, g] = [row(a.parameter, parameter.dtype), row(a.gradient, gradient.dtype)];
         const [mRow, vRow] = [row(a.mean, "f32"), row(a.square, "f32")];
-        const norm = f.local("f32", f32.sqrt(f32.load(a.squaredNorm)));
+        const norm = f.local("f32", f32.mul(a.unscale, f32.sqrt(f32.load(a.squaredNorm))));
         const shrink = select(f32.div(a.maxNorm, norm), f32.const(1), f32.gt(norm, a.maxNorm));
         const splat = (value: Parameters<typeof f32x4.splat>[0]) => f.local("v128", f32x4.splat(value));
-        const scale = splat(shrink);
+        const scale = splat(f32.mul(a.unscale, shrink));
         const [beta1, beta2, epsilon] = [splat(a.beta1), splat(a.beta2), splat(a.epsilon)];
         const rest1 = splat(f32.sub(f32.const(1), a.beta1));
         const rest2 = splat(f32.sub(f32.const(1), a.beta2));
@@ -67,7 +69,7 @@ export const update: AdamWUpdate = (plan, tensors) => {
       { exported: true },
     );
   });
-  const { learningRate, beta1, beta2, epsilon, weightDecay, step, maxNorm } = plan;
+  const { learningRate, beta1, beta2, epsilon, weightDecay, step, maxNorm, unscale = 1 } = plan;
   const values = {
     parameter: addressOf(parameter),
     rounded: rounded ? addressOf(rounded) : 0,
@@ -80,6 +82,7 @@ export const update: AdamWUpdate = (plan, tensors) => {
     beta2,
     epsilon,
     maxNorm,
+    unscale,
     keep: 1 - learningRate * weightDecay,
     rate: learningRate / (1 - beta1 ** step),
     correction: 1 / (1 - beta2 ** step),

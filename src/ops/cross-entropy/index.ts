@@ -1,10 +1,14 @@
+import type { DeviceKind } from "../../devices/device.js";
+import { DTYPE_BYTES } from "../../tensor/dtype.js";
 import { isRecording, noGrad, record } from "../../tensor/tape.js";
 import { scope, type Tensor } from "../../tensor/tensor.js";
-import { concat } from "../copy/index.js";
+import { concat, pad } from "../copy/index.js";
 import { add, mul } from "../elementwise/index.js";
+import { mulMixed } from "../elementwise/mixed.js";
 import { matmul } from "../matmul/index.js";
-import { operation } from "../operation.js";
+import { gradientDType, operation } from "../operation.js";
 import { sum } from "../reduce/index.js";
+import type { LogitsLayout } from "./contract.js";
 import * as oracle from "./oracle.js";
 import * as wasm from "./wasm.js";
 import * as webgpu from "./webgpu.js";
@@ -15,8 +19,17 @@ const run = operation("crossEntropy", {
   webgpu: webgpu.crossEntropyRows,
 });
 
-/** Bytes of logits that are held at a time. */
-const BLOCK_BYTES = 8 * 2 ** 20;
+const LAYOUTS: Record<DeviceKind, LogitsLayout> = {
+  oracle: oracle.logitsInCache,
+  wasm: oracle.logitsInCache,
+  webgpu: webgpu.logitsInVectors,
+};
+
+/**
+ * Half formats hold a row's gradient in units of this share: f16 then reaches from all of a row's weight down to a class
+ * of probability 2e-10.
+ */
+const HALF_UNIT = 256;
 
 export interface CrossEntropyOptions {
   /** What the sum over rows is divided by; default: the number of rows. Rows whose target is −1 add nothing to the sum. */
@@ -54,7 +67,13 @@ export function crossEntropy(logits: Tensor, targets: Tensor, { count }: CrossEn
       // The kernel works in place, on a copy.
       const values = logits.dtype === "f32" ? mul(logits, 1) : logits.to("f32");
       const flat = values.contiguous().reshape([rows, classes]);
-      const losses = run(logits.device, flat, targets.contiguous().reshape([rows]), wanted ? scale : undefined);
+      const losses = run(
+        logits.device,
+        flat,
+        targets.contiguous().reshape([rows]),
+        classes,
+        wanted ? scale : undefined,
+      );
       return { loss: mul(sum(losses), scale), gradient: wanted ? flat : undefined };
     }),
   );
@@ -72,9 +91,11 @@ export function linearCrossEntropyRows(x: Tensor, weight: Tensor, targets: Tenso
   check("linearCrossEntropyRows", x, weight.shape[0], targets);
   return noGrad(() =>
     scope(() => {
-      const blocks = rowBlocks(x, weight, targets);
+      const { table, blocks } = rowBlocks(x, weight, targets);
       return concat(
-        blocks.map(({ x, targets }) => scope(() => run(x.device, logitsOf(x, weight), targets, undefined))),
+        blocks.map(({ x, targets }) =>
+          scope(() => run(x.device, logitsOf(x, table), targets, weight.shape[0], undefined)),
+        ),
         0,
       ).reshape(targets.shape);
     }),
@@ -89,7 +110,7 @@ export function linearCrossEntropyRows(x: Tensor, weight: Tensor, targets: Tenso
  * @param x [..., d], a float dtype
  * @param weight [V, d], the same dtype; may be the table of an embedding
  * @param targets i32 of x's leading shape, from 0 to V − 1, or −1 for rows that do not count
- * @returns the mean in nats, a scalar, f32
+ * @returns the mean in nats, a scalar, f32. The gradient of a weight that is a leaf is f32.
  * @throws RangeError where shapes disagree or a target is no class: on webgpu at the next read in check mode, and else
  *   the loss is NaN
  */
@@ -105,24 +126,28 @@ export function linearCrossEntropy(
       `linearCrossEntropy: weight must have shape [V, ${width}], got [${weight.shape.join(", ")}]; use the embedding's`,
     );
   }
-  check("linearCrossEntropy", x, weight.shape[0], targets);
+  const [classes] = weight.shape;
+  check("linearCrossEntropy", x, classes, targets);
   const scale = 1 / (options.count ?? targets.size);
+  const held = x.dtype === "f32" ? scale : HALF_UNIT;
   const wanted = isRecording() && (x.requiresGrad || weight.requiresGrad);
+  const dtype = gradientDType(weight);
   const { loss, dX, dW } = noGrad(() =>
     scope(() => {
       let total: Tensor | undefined;
       let weightGradient: Tensor | undefined;
       const xGradients: Tensor[] = [];
-      for (const block of rowBlocks(x, weight, targets)) {
+      const { table, blocks } = rowBlocks(x, weight, targets);
+      for (const block of blocks) {
         const part = scope(() => {
-          const logits = logitsOf(block.x, weight);
-          const loss = sum(run(x.device, logits, block.targets, wanted ? scale : undefined));
+          const logits = logitsOf(block.x, table);
+          const loss = sum(run(x.device, logits, block.targets, classes, wanted ? held : undefined));
           if (!wanted) return { loss: total ? add(total, loss) : loss };
           const d = logits.to(x.dtype);
-          const dW = matmul(d.transpose(), block.x);
+          const dW = matmul(d.transpose(), block.x, { dtype });
           return {
             loss: total ? add(total, loss) : loss,
-            dX: matmul(d, weight),
+            dX: matmul(d, table),
             dW: weightGradient ? add(weightGradient, dW) : dW,
           };
         });
@@ -131,27 +156,42 @@ export function linearCrossEntropy(
         if (part.dX) xGradients.push(part.dX);
       }
       const dX = xGradients.length > 1 ? concat(xGradients, 0) : xGradients[0];
-      return { loss: mul(total!, scale), dX: dX?.reshape(x.shape), dW: weightGradient };
+      return {
+        loss: mul(total!, scale),
+        dX: dX?.reshape(x.shape),
+        dW: weightGradient?.slice(0, 0, classes),
+      };
     }),
   );
-  record("linearCrossEntropy", [x, weight], [loss], dX && dW ? [dX, dW] : [], ([g], saved) =>
-    g ? saved.map((d) => mul(d, g.to(d.dtype))) : [],
-  );
+  record("linearCrossEntropy", [x, weight], [loss], dX && dW ? [dX, dW] : [], ([g], saved) => {
+    if (!g) return [];
+    const factor = held === scale ? g : mul(g, scale / held);
+    return saved.map((d) => mulMixed(d, factor));
+  });
   for (const made of [dX, dW]) made?.dispose(); // the tape has its own hold
   return loss;
 }
 
-function logitsOf(x: Tensor, weight: Tensor): Tensor {
-  return matmul(x, weight.transpose()).to("f32");
+/** f32, or x's dtype where the layout says so. */
+function logitsOf(x: Tensor, table: Tensor): Tensor {
+  const { asX } = LAYOUTS[x.device.kind];
+  return matmul(x, table.transpose(), { dtype: asX ? x.dtype : "f32" });
 }
 
-function rowBlocks(x: Tensor, weight: Tensor, targets: Tensor): { x: Tensor; targets: Tensor }[] {
+/** Blocks of rows of about one size, and the weight with rows of zeros up to the layout's number of columns. */
+function rowBlocks(x: Tensor, weight: Tensor, targets: Tensor) {
+  const { bytes, asX, columns } = LAYOUTS[x.device.kind];
+  const [classes, width] = weight.shape;
   const rows = targets.size;
-  const size = Math.max(64, Math.floor(BLOCK_BYTES / (4 * weight.shape[0])));
-  const flat = x.reshape([rows, x.shape[x.shape.length - 1]]);
+  const wide = columns(classes);
+  const most = Math.floor(bytes(x.device) / (DTYPE_BYTES[asX ? x.dtype : "f32"] * wide));
+  const parts = Math.ceil(rows / Math.max(64, most));
+  const size = Math.ceil(rows / parts / 64) * 64;
+  const flat = x.reshape([rows, width]);
   const wanted = targets.contiguous().reshape([rows]);
-  return Array.from({ length: Math.ceil(rows / size) }, (_, k) => {
+  const blocks = Array.from({ length: Math.ceil(rows / size) }, (_, k) => {
     const end = Math.min(rows, (k + 1) * size);
     return { x: flat.slice(0, k * size, end), targets: wanted.slice(0, k * size, end) };
   });
+  return { table: wide > classes ? pad(weight.detach(), 0, 0, wide - classes) : weight, blocks };
 }

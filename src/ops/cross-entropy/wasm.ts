@@ -17,9 +17,11 @@ const layout = new Arguments({
 /** Rows of one item. */
 const ROWS = 8;
 
-export const crossEntropyRows: CrossEntropyRows = (logits, targets, scale) => {
+export const crossEntropyRows: CrossEntropyRows = (logits, targets, classes, scale) => {
   const device = wasmDevice(logits);
-  const [rows, classes] = logits.shape;
+  const [rows, columns] = logits.shape;
+  if (columns !== classes)
+    throw new RangeError(`crossEntropy: ${columns} columns for ${classes} classes; none to spare`);
   const wanted = device.readNow(targets.storage, targets.offset, rows);
   for (let r = 0; r < rows; r++) checkTarget(wanted[r], r, classes);
   const overwrite = scale !== undefined;

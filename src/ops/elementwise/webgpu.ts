@@ -69,6 +69,12 @@ const GATED_SLOPE = `
 fn gated_slope(x: f32, s: f32, slope: f32) -> f32 { return s + x * s * (1.0 - s) * slope; }
 `;
 
+/** `activate(x)` as WGSL, for kernels that end with one. */
+export function activationText(name: "none" | UnaryName): string {
+  if (name === "none") return "fn activate(x: f32) -> f32 { return x; }";
+  return `${MATH}fn activate(x: f32) -> f32 { return ${unary[name]}; }`;
+}
+
 export function mapOne(name: UnaryName, x: Tensor): Tensor {
   const out = empty(x.shape, x.device, x.dtype);
   const type = x.dtype === "i32" ? "i32" : "f32";

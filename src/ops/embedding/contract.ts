@@ -1,10 +1,11 @@
+import type { DType } from "../../tensor/dtype.js";
 import type { Tensor } from "../../tensor/tensor.js";
 
-/** Rows of `weight` [rows, width] (contiguous) by `ids` (i32, contiguous, each below `rows`): [...ids.shape, width]. */
-export type EmbeddingForward = (weight: Tensor, ids: Tensor) => Tensor;
+/** Rows of `weight` [rows, width] (contiguous) by `ids` (i32, contiguous, each below `rows`): [...ids.shape, width] of `dtype`. */
+export type EmbeddingForward = (weight: Tensor, ids: Tensor, dtype: DType) => Tensor;
 
-/** d(weight): row i is the sum of dOutput's rows where ids are i, added in the order of ids. */
-export type EmbeddingBackward = (weight: Tensor, ids: Tensor, dOutput: Tensor) => Tensor;
+/** d(weight): row i is the sum of dOutput's rows where ids are i, added in the order of ids; of `dtype`. */
+export type EmbeddingBackward = (weight: Tensor, ids: Tensor, dOutput: Tensor, dtype: DType) => Tensor;
 
 /** Throws where an id is not a row. */
 export function checkIds(ids: ArrayLike<number>, rows: number): void {

@@ -4,12 +4,13 @@ import { Arguments, KERNEL_PARAMS } from "../../devices/wasm/kernel.js";
 import { forLanes } from "../../devices/wasm/lanes.js";
 import { DTYPE_BYTES } from "../../tensor/dtype.js";
 import { empty } from "../../tensor/tensor.js";
+import { cast } from "../copy/wasm.js";
 import { checkIds, type EmbeddingBackward, type EmbeddingForward } from "./contract.js";
 
 const forwardArgs = new Arguments({ weight: "i32", ids: "i32", output: "i32", count: "i32", bytes: "i32" });
 const TOKENS = 128;
 
-export const embeddingForward: EmbeddingForward = (weight, ids) => {
+export const embeddingForward: EmbeddingForward = (weight, ids, dtype) => {
   const device = wasmDevice(weight);
   const [rows, width] = weight.shape;
   const count = ids.size;
@@ -33,7 +34,10 @@ export const embeddingForward: EmbeddingForward = (weight, ids) => {
   const bytes = width * DTYPE_BYTES[weight.dtype];
   const values = { weight: addressOf(weight), ids: addressOf(ids), output: addressOf(output), count, bytes };
   device.run(module, "forward", forwardArgs, values, Math.ceil(count / TOKENS));
-  return output;
+  if (dtype === weight.dtype) return output;
+  const converted = cast(output, dtype);
+  output.dispose();
+  return converted;
 };
 
 const backwardArgs = new Arguments({
@@ -48,11 +52,11 @@ const backwardArgs = new Arguments({
 /** Columns of one item. Threads share out columns, so that each row's sum is made in the order of ids. */
 const COLUMNS = 64;
 
-export const embeddingBackward: EmbeddingBackward = (weight, ids, dOutput) => {
+export const embeddingBackward: EmbeddingBackward = (weight, ids, dOutput, dtype) => {
   const device = wasmDevice(weight);
   const [rows, width] = weight.shape;
-  const half = weight.dtype !== "f32";
-  const module = device.module(`embedding backward ${weight.dtype} ${dOutput.dtype}`, (m) => {
+  const half = dtype !== "f32";
+  const module = device.module(`embedding backward ${dtype} ${dOutput.dtype}`, (m) => {
     m.function(
       "backward",
       KERNEL_PARAMS,
@@ -79,7 +83,7 @@ export const embeddingBackward: EmbeddingBackward = (weight, ids, dOutput) => {
         row.set(first);
         const to = f.local("i32", a.dWeight.plus(column.times(2)));
         f.for(0, a.rows, 1, () => {
-          forLanes(f, columns, (lanes) => lanes.store(weight.dtype, to, lanes.load("f32", row)));
+          forLanes(f, columns, (lanes) => lanes.store(dtype, to, lanes.load("f32", row)));
           row.add(stride);
           to.add(a.width.times(2));
         });
@@ -87,7 +91,7 @@ export const embeddingBackward: EmbeddingBackward = (weight, ids, dOutput) => {
       { exported: true },
     );
   });
-  const dWeight = empty(weight.shape, device, weight.dtype);
+  const dWeight = empty(weight.shape, device, dtype);
   // Sums are made in f32, in place where the gradient is f32.
   const sums = half ? device.reserve(4 * weight.size, "embedding's backward") : addressOf(dWeight);
   const values = {

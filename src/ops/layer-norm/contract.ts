@@ -1,3 +1,4 @@
+import type { DType } from "../../tensor/dtype.js";
 import type { Tensor } from "../../tensor/tensor.js";
 
 /** Rows of one tensor, contiguous; `weight` and `bias` are of the row's length. LayerNorm centers, RMSNorm does not. */
@@ -16,9 +17,11 @@ export interface NormPlan {
   readonly epsilon: number;
   /** Subtract the mean first. */
   readonly centered: boolean;
+  /** Of the output. */
+  readonly dtype: DType;
 }
 
-/** output = (x − mean) · rstd · weight + bias, in x's dtype; `statistics` is [rows, 2] f32: mean (0 if not centered), rstd. */
+/** output = (x − mean) · rstd · weight + bias, in the plan's dtype; `statistics` is [rows, 2] f32: mean (0 if not centered), rstd. */
 export type NormForward = (plan: NormPlan, inputs: NormInputs) => { output: Tensor; statistics: Tensor };
 
 /** Gradients in the dtypes of what they belong to. */

@@ -1,3 +1,4 @@
+import type { DType } from "../../tensor/dtype.js";
 import { record } from "../../tensor/tape.js";
 import type { Tensor } from "../../tensor/tensor.js";
 import { operation } from "../operation.js";
@@ -21,6 +22,7 @@ export function norm(
   bias: Tensor | undefined,
   centered: boolean,
   epsilon: number,
+  dtype: DType = x.dtype,
 ): Tensor {
   const width = x.shape.at(-1) ?? 0;
   for (const [name, vector] of Object.entries({ weight, bias })) {
@@ -34,7 +36,7 @@ export function norm(
   if (!(epsilon > 0)) throw new RangeError(`${caller}: epsilon must be above 0, got ${epsilon}`);
   if (width === 0)
     throw new RangeError(`${caller}: x needs a last axis of at least 1, got shape [${x.shape.join(", ")}]`);
-  const plan: NormPlan = { rows: x.size / width, width, epsilon, centered };
+  const plan: NormPlan = { rows: x.size / width, width, epsilon, centered, dtype };
   const inputs = { x: x.contiguous(), weight: weight.contiguous(), bias: bias?.contiguous() };
   const { output, statistics } = forward(x.device, plan, inputs);
   const parameters = bias ? [weight, bias] : [weight];
@@ -50,12 +52,13 @@ export function norm(
 /**
  * Each row centered and scaled to unit variance: (x − mean) / √(var + epsilon) · weight + bias, over the last axis.
  *
- * @param x [..., n], a float dtype; the output has its shape and dtype
+ * @param x [..., n], a float dtype; the output has its shape
  * @param weight [n]
  * @param bias [n], optional
+ * @param dtype of the output; default x's
  * @throws RangeError where shapes disagree, TypeError where devices do
  * Source: Ba, Kiros and Hinton 2016.
  */
-export function layerNorm(x: Tensor, weight: Tensor, bias?: Tensor, epsilon = 1e-5): Tensor {
-  return norm("layerNorm", x, weight, bias, true, epsilon);
+export function layerNorm(x: Tensor, weight: Tensor, bias?: Tensor, epsilon = 1e-5, dtype = x.dtype): Tensor {
+  return norm("layerNorm", x, weight, bias, true, epsilon, dtype);
 }

@@ -1,9 +1,9 @@
 import { fromOracleValues, oracleOutput, valuesOf } from "../../devices/oracle.js";
 import type { NormBackward, NormForward } from "./contract.js";
 
-export const normForward: NormForward = ({ rows, width, epsilon, centered }, { x, weight, bias }) => {
+export const normForward: NormForward = ({ rows, width, epsilon, centered, dtype }, { x, weight, bias }) => {
   const [xs, w, b] = [valuesOf(x), valuesOf(weight), bias && valuesOf(bias)];
-  const out = oracleOutput(x, x.shape);
+  const out = oracleOutput({ device: x.device, dtype }, x.shape);
   const statistics = oracleOutput({ device: x.device, dtype: "f32" }, [rows, 2]);
   for (let r = 0; r < rows; r++) {
     const row = xs.subarray(r * width, (r + 1) * width);

@@ -20,10 +20,10 @@ const forwardArgs = new Arguments({
   epsilon: "f32",
 });
 
-export const normForward: NormForward = ({ rows, width, epsilon, centered }, { x, weight, bias }) => {
+export const normForward: NormForward = ({ rows, width, epsilon, centered, dtype }, { x, weight, bias }) => {
   const device = wasmDevice(x);
   const types = [x.dtype, weight.dtype, bias?.dtype] as const;
-  const module = device.module(`norm forward ${types.join()} ${centered}`, (m) => {
+  const module = device.module(`norm forward ${types.join()} ${dtype} ${centered}`, (m) => {
     m.function(
       "forward",
       KERNEL_PARAMS,
@@ -33,11 +33,11 @@ export const normForward: NormForward = ({ rows, width, epsilon, centered }, { x
         const sum = f.local("v128");
         const mean = f.local("v128", f32x4.const(0));
         const rstd = f.local("v128");
-        const bytes = a.width.times(DTYPE_BYTES[x.dtype]);
         const end = f.local("i32", i32.min(i32.mul(i32.add(item, 1), ROWS), a.rows));
         f.for(i32.mul(item, ROWS), end, 1, (r) => {
-          const from = f.local("i32", a.x.plus(i32.mul(r, bytes)));
-          const to = f.local("i32", a.output.plus(i32.mul(r, bytes)));
+          const row = (base: Expr, stored: DType) =>
+            f.local("i32", base.plus(i32.mul(r, a.width.times(DTYPE_BYTES[stored]))));
+          const [from, to] = [row(a.x, x.dtype), row(a.output, dtype)];
           if (centered) {
             sum.set(f32x4.const(0));
             forLanes(f, a.width, (lanes) => sum.set(f32x4.add(sum, lanes.load(x.dtype, from))));
@@ -57,14 +57,14 @@ export const normForward: NormForward = ({ rows, width, epsilon, centered }, { x
           forLanes(f, a.width, (lanes) => {
             const n = f32x4.mul(f32x4.sub(lanes.load(x.dtype, from), mean), rstd);
             const scaled = f.local("v128", f32x4.mul(n, lanes.load(weight.dtype, a.weight)));
-            lanes.store(x.dtype, to, bias ? f32x4.add(scaled, lanes.load(bias.dtype, a.bias)) : scaled);
+            lanes.store(dtype, to, bias ? f32x4.add(scaled, lanes.load(bias.dtype, a.bias)) : scaled);
           });
         });
       },
       { exported: true },
     );
   });
-  const output = empty(x.shape, device, x.dtype);
+  const output = empty(x.shape, device, dtype);
   const statistics = empty([rows, 2], device, "f32");
   const values = {
     x: addressOf(x),

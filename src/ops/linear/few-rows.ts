@@ -5,7 +5,7 @@ import { Arguments, KERNEL_PARAMS } from "../../devices/wasm/kernel.js";
 import { DTYPE_BYTES, type DType } from "../../tensor/dtype.js";
 import { empty, type Tensor } from "../../tensor/tensor.js";
 import { unary } from "../elementwise/wasm.js";
-import type { Activation } from "./contract.js";
+import type { LinearEnd } from "./contract.js";
 
 const layout = new Arguments({
   x: "i32",
@@ -27,9 +27,9 @@ export const FEW_ROWS = 4;
 const ITEM_TERMS = 65536;
 
 /** linear for a few rows, such as one token: dot products of x with rows of the weight, four rows of it at a time. */
-export function linearFewRows(x: Tensor, weight: Tensor, bias: Tensor | undefined, activation: Activation): Tensor {
+export function linearFewRows(x: Tensor, weight: Tensor, { bias, activation, dtype }: LinearEnd): Tensor {
   const device = wasmDevice(x);
-  const key = `linear few rows ${x.dtype} ${weight.dtype} ${bias?.dtype} ${activation}`;
+  const key = `linear few rows ${x.dtype} ${weight.dtype} ${bias?.dtype} ${activation} ${dtype}`;
   const module = device.module(key, (m) => {
     m.function(
       "outputs",
@@ -80,7 +80,7 @@ export function linearFewRows(x: Tensor, weight: Tensor, bias: Tensor | undefine
         const eachRow = (body: () => void) => {
           wRow.set(a.weight.plus(i32.mul(o, a.weightStep)));
           xRow.set(a.x);
-          to.set(a.output.plus(o.times(DTYPE_BYTES[x.dtype])));
+          to.set(a.output.plus(o.times(DTYPE_BYTES[dtype])));
           f.for(
             0,
             a.rows,
@@ -88,7 +88,7 @@ export function linearFewRows(x: Tensor, weight: Tensor, bias: Tensor | undefine
             () => {
               body();
               xRow.add(a.xStep);
-              to.add(a.outputs.times(DTYPE_BYTES[x.dtype]));
+              to.add(a.outputs.times(DTYPE_BYTES[dtype]));
             },
             r,
           );
@@ -104,7 +104,7 @@ export function linearFewRows(x: Tensor, weight: Tensor, bias: Tensor | undefine
             if (bias) {
               result.set(f32x4.add(result, load4(f, bias.dtype, a.bias.plus(o.times(DTYPE_BYTES[bias.dtype])))));
             }
-            store4(f, x.dtype, to, finished());
+            store4(f, dtype, to, finished());
           });
           o.add(4);
         });
@@ -117,7 +117,7 @@ export function linearFewRows(x: Tensor, weight: Tensor, bias: Tensor | undefine
             const total = f32.add(f32.add(lane(0), lane(1)), f32.add(lane(2), lane(3)));
             const addend = bias && load1(f, bias.dtype, a.bias.plus(o.times(DTYPE_BYTES[bias.dtype])));
             result.set(f32x4.splat(addend ? f32.add(total, addend) : total));
-            store1(f, x.dtype, to, f32x4.extract(finished(), 0));
+            store1(f, dtype, to, f32x4.extract(finished(), 0));
           });
           o.add(1);
           left.set(i32.sub(left, 1));
@@ -128,7 +128,7 @@ export function linearFewRows(x: Tensor, weight: Tensor, bias: Tensor | undefine
   });
   const [rows, inputs] = x.shape;
   const outputs = weight.shape[0];
-  const output = empty([rows, outputs], device, x.dtype);
+  const output = empty([rows, outputs], device, dtype);
   const outputsPerItem = 4 * Math.ceil(ITEM_TERMS / (4 * rows * Math.max(1, inputs)));
   const values = {
     x: addressOf(x),

@@ -1,8 +1,8 @@
 import { fromOracleValues, valuesOf } from "../../devices/oracle.js";
-import { mapOne } from "../elementwise/oracle.js";
+import { mapOne, mapTwo } from "../elementwise/oracle.js";
 import type { LinearForward } from "./contract.js";
 
-export const linearForward: LinearForward = (x, weight, bias, activation) => {
+export const linearForward: LinearForward = (x, weight, { bias, activation, residual, dtype }) => {
   const [rows, inputs] = x.shape;
   const outputs = weight.shape[0];
   const [xs, w, b] = [valuesOf(x), valuesOf(weight), bias && valuesOf(bias)];
@@ -14,6 +14,7 @@ export const linearForward: LinearForward = (x, weight, bias, activation) => {
       out[r * outputs + o] = sum;
     }
   }
-  const result = fromOracleValues(x, [rows, outputs], out);
-  return activation === "none" ? result : mapOne(activation, result);
+  const result = fromOracleValues({ device: x.device, dtype }, [rows, outputs], out);
+  const active = activation === "none" ? result : mapOne(activation, result);
+  return residual ? mapTwo("add", active, residual) : active;
 };

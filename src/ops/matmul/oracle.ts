@@ -1,13 +1,14 @@
 import { oracleOutput, valuesOf } from "../../devices/oracle.js";
+import type { DType } from "../../tensor/dtype.js";
 import { sizeOf } from "../../tensor/shape.js";
 import { noGrad } from "../../tensor/tape.js";
 import { scope, type Tensor } from "../../tensor/tensor.js";
 
 /** `batch` is the shape that the leading axes of both broadcast to. */
-export function matmul(a: Tensor, b: Tensor, batch: readonly number[]): Tensor {
+export function matmul(a: Tensor, b: Tensor, batch: readonly number[], dtype: DType): Tensor {
   const [m, k] = a.shape.slice(-2);
   const n = b.shape[b.shape.length - 1];
-  const { tensor, values } = oracleOutput(a, [...batch, m, n]);
+  const { tensor, values } = oracleOutput({ device: a.device, dtype }, [...batch, m, n]);
   const [x, y] = noGrad(() =>
     scope(() => [valuesOf(a.expand([...batch, m, k])), valuesOf(b.expand([...batch, k, n]))]),
   );

@@ -289,8 +289,8 @@ function finishFunction(
 }
 
 /** `batch` is the shape that the leading axes of both broadcast to. */
-export function matmul(a: Tensor, b: Tensor, batch: readonly number[]): Tensor {
-  const out = empty([...batch, a.shape[a.shape.length - 2], b.shape[b.shape.length - 1]], a.device, a.dtype);
+export function matmul(a: Tensor, b: Tensor, batch: readonly number[], dtype: DType): Tensor {
+  const out = empty([...batch, a.shape[a.shape.length - 2], b.shape[b.shape.length - 1]], a.device, dtype);
   multiply(wasmDevice(a), out, a, b);
   return out;
 }

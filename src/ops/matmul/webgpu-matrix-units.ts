@@ -48,8 +48,9 @@ export function chooseTile(
   rows: number,
   columns: number,
   batch: number,
+  tuned?: MatmulTile,
 ): MatmulTile | undefined {
-  const fits = TILES.filter(
+  const fits = [...(tuned ? [tuned] : []), ...TILES].filter(
     (tile) =>
       tileBytes(tile, units) <= limits.maxComputeWorkgroupStorageSize &&
       tile.down * tile.across * units.subgroupSize <= limits.maxComputeInvocationsPerWorkgroup &&
@@ -67,40 +68,42 @@ export function chooseTile(
 /**
  * One operand's tile: lines of octets along its contiguous axis. `along`: lines run along the inner axis, one for each
  * row (or column); else one line for each inner step. Loads into registers, so that they overlap with multiplying.
+ * A lane keeps to one octet of every so many lines: its places are one number and multiples of another.
  */
 function operand(name: "a" | "b", along: boolean, extent: number, tile: MatmulTile, lanes: number, scaled: boolean) {
   const line = (along ? tile.steps : extent) / 8;
   const stride = lineStride(line * 8);
   const lines = along ? extent : tile.steps;
-  const count = Math.ceil((line * lines) / lanes);
-  const whole = (line * lines) % lanes === 0;
+  const between = lanes / line;
+  const count = Math.ceil(lines / between);
   const outer = name === "a" ? "rows" : "columns";
-  // Places in octets; `position` is where line n % and octet n / are in the operand.
-  const place = (k: number) =>
-    `let n_${k} = lane + ${k * lanes}u; let line_${k} = n_${k} / ${line}u; let octet_${k} = n_${k} % ${line}u;`;
+  const at = (k: number) => `${name}At + ${k}u * ${name}Jump`;
+  const inTile = (k: number) => (lines % between === 0 ? "" : `${name}First + ${k * between}u < ${lines}u`);
   const inside = (k: number) =>
     along
-      ? `${name}0 + line_${k} < P.${outer} && at + 8u * octet_${k} < P.inner`
-      : `at + line_${k} < P.inner && ${name}0 + 8u * octet_${k} < P.${outer}`;
-  const address = (k: number) =>
-    along
-      ? `(${name}0 + line_${k}) * ${name}Line + at / 8u + octet_${k}`
-      : `(at + line_${k}) * ${name}Line + ${name}0 / 8u + octet_${k}`;
-  const value = scaled ? `as_halves(${name}_next, ${name}Factor)` : `${name}_next`;
+      ? `${name}0 + ${name}First + ${k * between}u < P.${outer} && at + 8u * ${name}Octet < P.inner`
+      : `at + ${name}First + ${k * between}u < P.inner && ${name}0 + 8u * ${name}Octet < P.${outer}`;
+  const guarded = (condition: string, text: string) => (condition ? `if (${condition}) { ${text} }` : text);
+  const value = (k: number) => (scaled ? `as_halves(${name}_${k}, ${name}Factor)` : `${name}_${k}`);
   return {
     stride,
     memory: `var<workgroup> ${name}_tile: array<vec4u, ${lines * stride}>;`,
-    registers: each(count, (k) => `var ${name}_${k} = vec4u(0);`),
-    load: each(
+    start: `
+let ${name}Octet = lane % ${line}u;
+let ${name}First = lane / ${line}u;
+let ${name}Jump = ${between}u * ${name}Line;
+let ${name}Place = ${name}First * ${stride}u + ${name}Octet;
+var ${name}At = ${name}Origin + ${along ? `(${name}0 + ${name}First) * ${name}Line` : `${name}First * ${name}Line + ${name}0 / 8u`} + ${name}Octet;
+${each(count, (k) => `var ${name}_${k} = vec4u(0);`)}`,
+    advance: `${name}At += ${along ? `${tile.steps / 8}u` : `${tile.steps}u * ${name}Line`};`,
+    load: each(count, (k) => guarded(inTile(k), `${name}_${k} = load4_${name}(${at(k)});`)),
+    loadAtEdge: each(
       count,
-      (k) => `{ ${place(k)}
-${name}_${k} = vec4u(0);
-if (${whole ? "" : `n_${k} < ${line * lines}u && `}${inside(k)}) { ${name}_${k} = load4_${name}(${name}Origin + ${address(k)}); } }`,
+      (k) =>
+        `${name}_${k} = vec4u(0); ${guarded([inTile(k), inside(k)].filter(Boolean).join(" && "), `${name}_${k} = load4_${name}(${at(k)});`)}`,
     ),
-    store: each(
-      count,
-      (k) => `{ ${place(k)}
-${whole ? "" : `if (n_${k} < ${line * lines}u)`} { ${name}_tile[line_${k} * ${stride}u + octet_${k}] = ${value.replace("_next", `_${k}`)}; } }`,
+    store: each(count, (k) =>
+      guarded(inTile(k), `${name}_tile[${name}Place + ${k * between * stride}u] = ${value(k)};`),
     ),
   };
 }
@@ -171,25 +174,39 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane:
   var bFactor = 1.0;
   ${scaled ? "aFactor = factor_for(bitcast<u32>(load_aLargest(0u))); bFactor = factor_for(bitcast<u32>(load_bLargest(0u)));" : ""}
   ${declareSums(own, matricesAcross)}
-  ${a.registers}
-  ${b.registers}
+  ${a.start}
+  ${b.start}
+  // A tile within all bounds needs no checks; which it is, all of a workgroup agree on.
+  let within = a0 + ${rows}u <= P.rows && b0 + ${columns}u <= P.columns && P.inner % ${steps}u == 0u;
   var at = 0u;
-  ${a.load}
-  ${b.load}
+  if (within) {
+    ${a.load}
+    ${b.load}
+  } else {
+    ${a.loadAtEdge}
+    ${b.loadAtEdge}
+  }
   loop {
-    if (at >= P.inner) { break; }
     workgroupBarrier();
     ${a.store}
     ${b.store}
     workgroupBarrier();
     at += ${steps}u;
+    ${a.advance}
+    ${b.advance}
     if (at < P.inner) {
-      ${a.load}
-      ${b.load}
+      if (within) {
+        ${a.load}
+        ${b.load}
+      } else {
+        ${a.loadAtEdge}
+        ${b.loadAtEdge}
+      }
     }
     for (var step = 0u; step < ${steps}u; step += MATRIX_K) {
       ${multiplyAdd(own, matricesAcross, left, right)}
     }
+    if (at >= P.inner) { break; }
   }
   let strip0 = group * ${M * strip}u;
   ${each(own, (i) =>

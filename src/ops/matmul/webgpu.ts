@@ -7,7 +7,7 @@ import type { DType } from "../../tensor/dtype.js";
 import { sizeOf } from "../../tensor/shape.js";
 import { empty, type Tensor } from "../../tensor/tensor.js";
 import { largest } from "../reduce/webgpu.js";
-import { chooseTile, matrixUnitsKernel } from "./webgpu-matrix-units.js";
+import { chooseTile, type MatmulTile, matrixUnitsKernel } from "./webgpu-matrix-units.js";
 
 const body = `${TILES}
 @compute @workgroup_size(256)
@@ -71,16 +71,16 @@ function lines(x: Tensor, along: number, across: number, alongCount: number, acr
  * matrices whose lines are no multiples of eight elements.
  */
 function onMatrixUnits(a: Tensor, b: Tensor, batch: readonly number[], dtype: DType) {
-  const { matrixUnits, gpu } = webgpuDevice(a);
+  const { matrixUnits, gpu, tuned } = webgpuDevice(a);
   const [rows, inner] = a.shape.slice(-2);
   const columns = b.shape[b.shape.length - 1];
-  if (!matrixUnits || a.dtype === "f32" || columns % 8 !== 0) return undefined;
+  if (!matrixUnits || a.dtype === "f32" || columns % 8 !== 0 || inner === 0) return undefined;
   const [aRow, aInner] = a.strides.slice(-2);
   const [bInner, bColumn] = b.strides.slice(-2);
   const aLines = lines(a, aInner, aRow, inner, rows);
   const bLines = lines(b, bInner, bColumn, inner, columns);
   const units = matricesOf(matrixUnits);
-  const tile = chooseTile(units, gpu.limits, rows, columns, sizeOf(batch));
+  const tile = chooseTile(units, gpu.limits, rows, columns, sizeOf(batch), tuned.matmul as unknown as MatmulTile | undefined);
   if (!aLines || !bLines || !tile) return undefined;
   const scaled = a.dtype === "bf16";
   const layout = { aAlong: aLines.along, bAlong: bLines.along, scaled, out: dtype };

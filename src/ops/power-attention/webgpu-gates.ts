@@ -17,14 +17,8 @@ interface Gated {
   readonly gated: boolean;
 }
 
-const gateSumKernel: KernelSource = {
-  name: "gate-sum",
-  constants: {},
-  tensors: { logG: { dtype: "f32", access: "read" }, gates: { dtype: "f32", access: "write" } },
-  parameters: { time: "u32", heads: "u32", chunkSize: "u32", chunks: "u32" },
-  body: `
-var<workgroup> sums: array<vec2f, 256>;
-
+/** Sums of log gates as pairs (whole, rest), rest in [0, 1), which keep their digits however long they get. */
+export const GATE_ADDITION = `
 fn add(a: vec2f, b: vec2f) -> vec2f {
   let rest = a.y + b.y;
   let carry = floor(rest);
@@ -32,13 +26,22 @@ fn add(a: vec2f, b: vec2f) -> vec2f {
 }
 
 // The bits are compared, not the values: arithmetic on an infinity is the driver's to define.
-fn gate(i: u32) -> vec2f {
-  let value = load_logG(i);
+fn gate_pair(value: f32) -> vec2f {
   let bits = bitcast<u32>(value);
   if (bits > 0xc3000000u && bits <= 0xff800000u) { return vec2f(-128.0, 0.0); }
   let whole = floor(value);
   return vec2f(whole, value - whole);
 }
+`;
+
+const gateSumKernel: KernelSource = {
+  name: "gate-sum",
+  constants: {},
+  tensors: { logG: { dtype: "f32", access: "read" }, gates: { dtype: "f32", access: "write" } },
+  parameters: { time: "u32", heads: "u32", chunkSize: "u32", chunks: "u32" },
+  body: `
+${GATE_ADDITION}
+var<workgroup> sums: array<vec2f, 256>;
 
 // One workgroup for each chunk of each head: an inclusive running sum, 256 tokens at a time.
 @compute @workgroup_size(256)
@@ -51,7 +54,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane:
   for (var base = start; base < end; base += 256u) {
     let t = base + lane;
     var sum = vec2f(0);
-    if (t < end) { sum = gate((id.z * P.time + t) * P.heads + head); }
+    if (t < end) { sum = gate_pair(load_logG((id.z * P.time + t) * P.heads + head)); }
     for (var reach = 1u; reach < 256u; reach *= 2u) {
       sums[lane] = sum;
       workgroupBarrier();

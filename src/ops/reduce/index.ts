@@ -4,15 +4,12 @@ import type { Tensor } from "../../tensor/tensor.js";
 import { div, equal, mul } from "../elementwise/index.js";
 import { floatOnly, operation } from "../operation.js";
 import * as oracle from "./oracle.js";
+import { sumOver } from "./sum-over.js";
 import * as wasm from "./wasm.js";
 import * as webgpu from "./webgpu.js";
 
 const kernels = {
-  sum: operation("sum", {
-    oracle: (x: Tensor, axes: readonly number[], factor: number) => oracle.reduce("sum", x, axes, factor),
-    wasm: (x: Tensor, axes: readonly number[], factor: number) => wasm.reduce("sum", x, axes, factor),
-    webgpu: (x: Tensor, axes: readonly number[], factor: number) => webgpu.reduce("sum", x, axes, factor),
-  }),
+  sum: sumOver,
   max: operation("max", {
     oracle: (x: Tensor, axes: readonly number[]) => oracle.reduce("max", x, axes),
     wasm: (x: Tensor, axes: readonly number[]) => wasm.reduce("max", x, axes),

@@ -197,10 +197,10 @@ class Temporary {
 }
 
 /** Sum (times `factor`) or maximum over `axes`, which keep extent 1. */
-export function reduce(kind: Kind, x: Tensor, axes: readonly number[], factor = 1): Tensor {
+export function reduce(kind: Kind, x: Tensor, axes: readonly number[], factor = 1, dtype: DType = x.dtype): Tensor {
   const device = wasmDevice(x);
   const shape = x.shape.map((n, k) => (axes.includes(k) ? 1 : n));
-  const out = empty(shape, device, x.dtype);
+  const out = empty(shape, device, dtype);
   const walk = collapse(
     axes.map((k) => x.shape[k]),
     [axes.map((k) => x.strides[k])],

@@ -5,8 +5,12 @@ import type { DType } from "../../tensor/dtype.js";
 import { sizeOf } from "../../tensor/shape.js";
 import { empty, type Tensor } from "../../tensor/tensor.js";
 
-/** Elements that one invocation adds up in a row; more are split over workgroups and added in a second pass. */
-const SERIAL = 1024;
+/** Elements that one invocation adds up at least, before they are split over workgroups and added in a second pass. */
+const SERIAL = 32;
+/** Workgroups that keep a GPU busy. */
+const ENOUGH = 1024;
+/** Invocations that share an output whose terms lie across: with fewer terms each has its own. */
+const SLICES = 8;
 
 /** `largest` is the maximum of magnitudes, `squares` the sum of squares. */
 type Kind = "sum" | "max" | "largest" | "squares";
@@ -23,14 +27,23 @@ interface Job {
   out: Tensor;
 }
 
+/**
+ * Rows: the lanes of a workgroup share one output. Columns: neighbours read neighbours, and `slices` of lanes share the
+ * terms of their outputs.
+ */
+function sharing(x: Tensor, kept: readonly number[], gone: readonly number[]): { rows: boolean; slices: number } {
+  const rows = kept.length === 0 || (gone.length > 0 && x.strides[gone[gone.length - 1]] === 1);
+  const terms = sizeOf(gone.map((axis) => x.shape[axis]));
+  return { rows, slices: !rows && terms >= 8 * SLICES ? SLICES : 1 };
+}
+
 function dispatch({ kind, x, kept, gone, parts, factor, out }: Job): void {
   const device = webgpuDevice(x);
   const pick = (axes: number[]) => ({ shape: axes.map((a) => x.shape[a]), strides: axes.map((a) => x.strides[a]) });
   const [outer, inner] = [pick(kept), pick(gone)];
   const outputs = places(outer.shape, { kept: outer });
   const terms = places(inner.shape, { gone: inner });
-  // Rows: the lanes of a workgroup share one output. Columns: each lane has its own, neighbours read neighbours.
-  const rows = x.strides[gone[gone.length - 1]] === 1 || kept.length === 0;
+  const { rows, slices } = sharing(x, kept, gone);
   // Both list their extents as n0, n1, …
   const rename = (text: string) => text.replace(/P\.n(\d)/g, "P.m$1");
   const renamed = <V>(record: Record<string, V>) =>
@@ -42,6 +55,7 @@ function dispatch({ kind, x, kept, gone, parts, factor, out }: Job): void {
       MAGNITUDES: kind === "largest",
       SQUARES: kind === "squares",
       ROWS: rows,
+      SLICES: slices,
     },
     tensors: { x: { dtype: x.dtype, access: "read" }, out: { dtype: out.dtype, access: "write" } },
     parameters: {
@@ -76,12 +90,13 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   let share = (P.terms + P.parts - 1u) / P.parts;
   let first = part * share;
   let end = min(first + share, P.terms);
-  let item = select(group * 256u + lane, group, ROWS);
+  let across = 256u / SLICES;
+  let item = select(group * across + lane % across, group, ROWS);
   var total = 0.0;
   if (item < P.count) {
     let origin = place_kept(item);
-    let begin = select(first, first + lane, ROWS);
-    let stride = select(1u, 256u, ROWS);
+    let begin = select(first + lane / across, first + lane, ROWS);
+    let stride = select(SLICES, 256u, ROWS);
     if (MAX) { total = value_at(origin + place_gone(select(begin, first, begin >= end))); }
     for (var i = begin; i < end; i += stride) { total = join(total, value_at(origin + place_gone(i))); }
   }
@@ -93,12 +108,17 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
     }
     if (lane > 0u) { return; }
     total = partial[0];
+  } else if (SLICES > 1u) {
+    partial[lane] = total;
+    workgroupBarrier();
+    if (lane >= across) { return; }
+    for (var n = 1u; n < SLICES; n++) { total = join(total, partial[lane + n * across]); }
   }
   if (item < P.count) { store_out(part * P.count + item, P.factor * total); }
 }`,
   };
   const count = sizeOf(outer.shape);
-  const [across, rest = 1] = device.spread(rows ? count : Math.ceil(count / 256));
+  const [across, rest = 1] = device.spread(rows ? count : Math.ceil((count * slices) / 256));
   device.dispatch(source, {
     tensors: { x, out },
     parameters: {
@@ -114,8 +134,14 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
 }
 
 /** Sum (times `factor`) or maximum over `axes`, which keep extent 1. */
-export function reduce(kind: "sum" | "max", x: Tensor, axes: readonly number[], factor = 1): Tensor {
-  return reduceInto(kind, x, axes, factor, x.dtype);
+export function reduce(
+  kind: "sum" | "max",
+  x: Tensor,
+  axes: readonly number[],
+  factor = 1,
+  dtype: DType = x.dtype,
+): Tensor {
+  return reduceInto(kind, x, axes, factor, dtype);
 }
 
 /** The largest magnitude over `axes` (default all), which keep extent 1; f32. */
@@ -123,9 +149,21 @@ export function largest(x: Tensor, axes: readonly number[] = [...x.shape.keys()]
   return reduceInto("largest", x, axes, 1, "f32");
 }
 
-/** The sum of squares of all elements, in a shape of ones; f32. */
-export function squares(x: Tensor): Tensor {
-  return reduceInto("squares", x, [...x.shape.keys()], 1, "f32");
+/** The sum of squares of all elements of all tensors (contiguous), f32, []. */
+export function squares(tensors: readonly Tensor[]): Tensor {
+  const parts = tensors.map((x) => Math.max(1, Math.min(ENOUGH, Math.ceil(x.size / (256 * SERIAL)))));
+  const all = empty([parts.reduce((a, b) => a + b, 0)], tensors[0].device, "f32");
+  let at = 0;
+  for (const [k, x] of tensors.entries()) {
+    const [flat, out] = [x.reshape([x.size]), all.slice(0, at, at + parts[k])];
+    dispatch({ kind: "squares", x: flat, kept: [], gone: [0], parts: parts[k], factor: 1, out });
+    at += parts[k];
+    for (const view of [flat, out]) view.dispose();
+  }
+  const sum = reduceInto("sum", all, [0], 1, "f32");
+  const result = sum.reshape([]);
+  for (const used of [all, sum]) used.dispose();
+  return result;
 }
 
 function reduceInto(kind: Kind, x: Tensor, axes: readonly number[], factor: number, dtype: DType): Tensor {
@@ -134,8 +172,11 @@ function reduceInto(kind: Kind, x: Tensor, axes: readonly number[], factor: numb
   const kept = shape.map((_, k) => k).filter((k) => !axes.includes(k));
   const gone = [...axes].sort((a, b) => a - b);
   const terms = sizeOf(gone.map((k) => x.shape[k]));
-  const lanes = gone.length > 0 && (x.strides[gone[gone.length - 1]] === 1 || kept.length === 0) ? 256 : 1;
-  let parts = Math.max(1, Math.min(256, Math.ceil(terms / (SERIAL * lanes))));
+  const { rows, slices } = sharing(x, kept, gone);
+  const outputs = sizeOf(kept.map((k) => x.shape[k]));
+  const workgroups = rows ? outputs : Math.ceil((outputs * slices) / 256);
+  const most = Math.ceil(terms / (SERIAL * (rows ? 256 : slices)));
+  let parts = Math.max(1, Math.min(most, Math.ceil(ENOUGH / Math.max(1, workgroups))));
   // Every part has something: a maximum of nothing is no number.
   parts = Math.max(1, Math.ceil(terms / Math.max(1, Math.ceil(terms / parts))));
   if (parts === 1) {
@@ -145,8 +186,7 @@ function reduceInto(kind: Kind, x: Tensor, axes: readonly number[], factor: numb
   const partial = empty([parts, ...kept.map((k) => x.shape[k])], x.device, "f32");
   dispatch({ kind, x, kept, gone, parts, factor: 1, out: partial });
   const rest = kept.map((_, k) => k + 1);
-  // Squares are squared already.
-  dispatch({ kind: kind === "squares" ? "sum" : kind, x: partial, kept: rest, gone: [0], parts: 1, factor, out });
+  dispatch({ kind, x: partial, kept: rest, gone: [0], parts: 1, factor, out });
   partial.dispose();
   return out;
 }

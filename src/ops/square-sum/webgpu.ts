@@ -1,7 +1,5 @@
-import { scope } from "../../tensor/tensor.js";
-import { mapTwo } from "../elementwise/webgpu.js";
+import { noGrad } from "../../tensor/tape.js";
 import { squares } from "../reduce/webgpu.js";
 import type { SquareSum } from "./contract.js";
 
-export const squareSum: SquareSum = (tensors) =>
-  scope(() => tensors.map((x) => squares(x).reshape([])).reduce((a, b) => mapTwo("add", a, b)));
+export const squareSum: SquareSum = (tensors) => noGrad(() => squares(tensors));

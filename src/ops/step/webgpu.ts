@@ -1,34 +1,39 @@
 import { type WebGpuDevice, webgpuDevice } from "../../devices/webgpu/device.js";
 import type { KernelSource } from "../../devices/webgpu/kernel.js";
-import { map } from "../../devices/webgpu/map.js";
 import { GATES } from "../../devices/webgpu/tiles.js";
+import { rowsAreWide, WIDE } from "../../devices/webgpu/wide.js";
 import { noGrad } from "../../tensor/tape.js";
 import { empty, scope, type Tensor } from "../../tensor/tensor.js";
 import { accumulateFeatures } from "../chunk-state/webgpu-accumulate.js";
 import { MONOMIALS, monomialTable } from "../feature-map/webgpu-monomials.js";
 import { LAYERNORM_EPSILON, type SequencePlan } from "../power-attention/contract.js";
-import { absent, gateSums } from "../power-attention/webgpu-gates.js";
+import { absent, GATE_ADDITION, gateSums } from "../power-attention/webgpu-gates.js";
 import { scanInPlace } from "../state-scan/webgpu.js";
 import type { Carry, FoldTail, StepForward, StepInputs, StepPlan } from "./contract.js";
 
 /** Features that a workgroup reads of a state: many workgroups share the work of one query. */
-const PART = 256;
+const PART = 128;
 
 /** Columns side by side in a workgroup. */
 function columnsOf(valueDim: number): number {
   return 2 ** Math.ceil(Math.log2(valueDim));
 }
 
+/** Columns of a state that an invocation reads at a time. */
+function columnsAtOnce(plan: { valueDim: number }, s: Tensor): number {
+  return rowsAreWide(plan.valueDim, s) ? WIDE : 1;
+}
+
 /**
  * partial[part, row, ·] = φ(q_row)ᵀ s and φ(q_row)·z over a part of the features, for the queries (row = token, head of
  * the group) of one key head. Reading s is nearly all of the time.
  */
-const readKernel = (q: Tensor, degree: number, columns: number): KernelSource => ({
+const readKernel = (q: Tensor, degree: number, columns: number, atOnce: number): KernelSource => ({
   name: "step-read-state",
-  constants: { DEGREE: degree, COLUMNS: columns, PART },
+  constants: { DEGREE: degree, ACROSS: Math.max(1, columns / atOnce), AT_ONCE: atOnce, PART },
   tensors: {
     q: { dtype: q.dtype, access: "read" },
-    s: { dtype: "f32", access: "read" },
+    s: { dtype: "f32", access: "read", wide: atOnce > 1 },
     z: { dtype: "f32", access: "read" },
     monomials: { dtype: "i32", access: "read" },
     results: { dtype: "f32", access: "write" },
@@ -45,92 +50,124 @@ const readKernel = (q: Tensor, degree: number, columns: number): KernelSource =>
     qH: "u32",
   },
   body: `${MONOMIALS}
-const SLICES = 256u / COLUMNS;
-var<workgroup> phi: array<f32, 256>;
-var<workgroup> sums: array<f32, 256>;
+// Invocations side by side share a row of s; slices of them take a feature each.
+const SLICES = 256u / ACROSS;
+${
+  atOnce > 1
+    ? `alias Values = Eight;
+const NOTHING = Eight(vec4f(), vec4f());
+fn values_of_s(i: u32) -> Values { return load8_s(i); }
+fn plus(x: Values, y: Values) -> Values { return Eight(x.a + y.a, x.b + y.b); }
+fn times(factor: f32, x: Values) -> Values { return Eight(factor * x.a, factor * x.b); }
+fn put(to: u32, x: Values) {
+  for (var j = 0u; j < 4u; j++) { store_results(to + j, x.a[j]); store_results(to + 4u + j, x.b[j]); }
+}`
+    : `alias Values = f32;
+const NOTHING = 0.0;
+fn values_of_s(i: u32) -> Values { return load_s(i); }
+fn plus(x: Values, y: Values) -> Values { return x + y; }
+fn times(factor: f32, x: Values) -> Values { return factor * x; }
+fn put(to: u32, x: Values) { store_results(to, x); }`
+}
+var<workgroup> phi: array<f32, PART>;
+var<workgroup> z_terms: array<f32, PART>;
+var<workgroup> sums: array<Values, 256>;
 
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane: u32) {
   let head = id.y;
   let b = id.z;
-  let own = monomial(id.x * PART + lane);
+  let first = id.x * PART;
+  let own = monomial(first + lane);
   let state = (b * P.heads + head) * P.features;
   var zOwn = 0.0;
-  if (id.x * PART + lane < P.features) { zOwn = load_z(state + id.x * PART + lane); }
-  let column = lane % COLUMNS;
-  let slice = lane / COLUMNS;
-  let last = min(P.features, (id.x + 1u) * PART);
+  if (lane < PART && first + lane < P.features) { zOwn = load_z(state + first + lane); }
+  let column = AT_ONCE * (lane % ACROSS);
+  let slice = lane / ACROSS;
+  let count = min(P.features - first, PART);
   for (var n = 0u; n < P.tokens * P.group; n++) {
     let token = n / P.group;
     let queryHead = head * P.group + n % P.group;
     let q0 = b * P.qB + token * P.qT + queryHead * P.qH;
-    var value = own.root;
-    for (var k = 0u; k < DEGREE; k++) { value *= load_q(q0 + factor(own, k)); }
     workgroupBarrier();
-    phi[lane] = value;
+    if (lane < PART) {
+      var value = own.root;
+      for (var k = 0u; k < DEGREE; k++) { value *= load_q(q0 + factor(own, k)); }
+      phi[lane] = value;
+      z_terms[lane] = value * zOwn;
+    }
     workgroupBarrier();
-    var sum = 0.0;
+    var sum: Values = NOTHING;
     if (column < P.valueDim) {
-      for (var f = slice; id.x * PART + f < last; f += SLICES) {
-        sum += phi[f] * load_s((state + id.x * PART + f) * P.valueDim + column);
+      for (var f = slice; f < count; f += SLICES) {
+        sum = plus(sum, times(phi[f], values_of_s((state + first + f) * P.valueDim + column)));
       }
     }
     sums[lane] = sum;
+    for (var reach = max(SLICES, PART) / 2u; reach > 0u; reach /= 2u) {
+      workgroupBarrier();
+      if (slice < reach && slice + reach < SLICES) { sums[lane] = plus(sums[lane], sums[lane + reach * ACROSS]); }
+      if (lane < reach && lane + reach < PART) { z_terms[lane] += z_terms[lane + reach]; }
+    }
     workgroupBarrier();
     let row = (b * P.tokens + token) * P.heads * P.group + queryHead;
     let to = (id.x * P.rows + row) * (P.valueDim + 1u);
-    if (slice == 0u && column < P.valueDim) {
-      var total = 0.0;
-      for (var k = 0u; k < SLICES; k++) { total += sums[k * COLUMNS + column]; }
-      store_results(to + column, total);
-    }
-    workgroupBarrier();
-    sums[lane] = value * zOwn;
-    for (var reach = 128u; reach > 0u; reach /= 2u) {
-      workgroupBarrier();
-      if (lane < reach) { sums[lane] += sums[lane + reach]; }
-    }
-    if (lane == 0u) { store_results(to + P.valueDim, sums[0]); }
+    if (slice == 0u && column < P.valueDim) { put(to + column, sums[lane]); }
+    if (lane == 0u) { store_results(to + P.valueDim, z_terms[0]); }
   }
 }`,
 });
 
 /** Each query: the tail's pairs, what its state's parts say, and the normalisation. */
-const outputKernel = (q: Tensor, plan: StepPlan, columns: number): KernelSource => ({
-  name: "step-output",
-  constants: {
-    DEGREE: plan.degree,
-    COLUMNS: columns,
-    FOLDED: plan.folded,
-    BY_SUM: plan.normalize === "sum",
-    LAYERNORM: plan.normalize === "layernorm",
-    EPSILON: LAYERNORM_EPSILON,
-  },
-  tensors: {
-    q: { dtype: q.dtype, access: "read" },
-    k: { dtype: "f32", access: "read" },
-    v: { dtype: "f32", access: "read" },
-    gates: { dtype: "f32", access: "read" },
-    results: { dtype: "f32", access: "read" },
-    out: { dtype: q.dtype, access: "write" },
-  },
-  parameters: {
-    tokens: "u32",
-    heads: "u32",
-    group: "u32",
-    headDim: "u32",
-    valueDim: "u32",
-    rows: "u32",
-    parts: "u32",
-    tail: "u32",
-    foldLength: "u32",
-    scale: "f32",
-    factor: "f32",
-    qB: "u32",
-    qT: "u32",
-    qH: "u32",
-  },
-  body: `${GATES}
+const outputKernel = (q: Tensor, k: Tensor, plan: StepPlan, columns: number): KernelSource => {
+  const wide =
+    rowsAreWide(plan.headDim, q, k) &&
+    q.strides.slice(0, 3).every((step, axis) => step % WIDE === 0 || q.shape[axis] === 1);
+  return {
+    name: "step-output",
+    constants: {
+      AT_ONCE: wide ? WIDE : 1,
+      DEGREE: plan.degree,
+      COLUMNS: columns,
+      FOLDED: plan.folded,
+      BY_SUM: plan.normalize === "sum",
+      LAYERNORM: plan.normalize === "layernorm",
+      EPSILON: LAYERNORM_EPSILON,
+    },
+    tensors: {
+      q: { dtype: q.dtype, access: "read", wide },
+      k: { dtype: "f32", access: "read", wide },
+      v: { dtype: "f32", access: "read" },
+      gates: { dtype: "f32", access: "read" },
+      results: { dtype: "f32", access: "read" },
+      out: { dtype: q.dtype, access: "write" },
+    },
+    parameters: {
+      tokens: "u32",
+      heads: "u32",
+      group: "u32",
+      headDim: "u32",
+      valueDim: "u32",
+      rows: "u32",
+      parts: "u32",
+      tail: "u32",
+      foldLength: "u32",
+      scale: "f32",
+      factor: "f32",
+      qB: "u32",
+      qT: "u32",
+      qH: "u32",
+    },
+    body: `${GATES}
+${
+  wide
+    ? `fn product_at(q: u32, k: u32) -> f32 {
+  let x = load8_q(q);
+  let y = load8_k(k);
+  return dot(x.a, y.a) + dot(x.b, y.b);
+}`
+    : "fn product_at(q: u32, k: u32) -> f32 { return load_q(q) * load_k(k); }"
+}
 const SLICES = 256u / COLUMNS;
 var<workgroup> weights: array<f32, 256>;
 var<workgroup> sums: array<f32, 256>;
@@ -169,7 +206,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
     if (j <= position) {
       let at = ((b * P.foldLength + j) * P.heads + head) * P.headDim;
       var score = 0.0;
-      for (var i = 0u; i < P.headDim; i++) { score += load_q(q0 + i) * load_k(at + i); }
+      for (var i = 0u; i < P.headDim; i += AT_ONCE) { score += product_at(q0 + i, at + i); }
       weight = decay(now, gate_sum_at(gate0 + j));
       for (var k = 0u; k < DEGREE; k++) { weight *= P.scale * score; }
     }
@@ -208,18 +245,96 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   }
   if (mine) { store_out(row * P.valueDim + column, y); }
 }`,
+  };
+};
+
+const appendKernel = (k: Tensor, gated: boolean): KernelSource => ({
+  name: "step-append",
+  constants: { GATED: gated },
+  tensors: {
+    k: { dtype: k.dtype, access: "read" },
+    v: { dtype: k.dtype, access: "read" },
+    logG: { dtype: "f32", access: "read" },
+    tailK: { dtype: "f32", access: "write" },
+    tailV: { dtype: "f32", access: "write" },
+    tailG: { dtype: "f32", access: "write" },
+    gates: { dtype: "f32", access: "write" },
+  },
+  parameters: {
+    tokens: "u32",
+    heads: "u32",
+    headDim: "u32",
+    valueDim: "u32",
+    tail: "u32",
+    foldLength: "u32",
+    kB: "u32",
+    kT: "u32",
+    kH: "u32",
+    vB: "u32",
+    vT: "u32",
+    vH: "u32",
+  },
+  body: `${GATE_ADDITION}
+var<workgroup> sums: array<vec2f, 256>;
+
+// One workgroup for each head of each sequence: new tokens go behind the tail, and its log gates are summed up.
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane: u32) {
+  let head = id.x;
+  let b = id.y;
+  for (var n = lane; n < P.tokens * P.headDim; n += 256u) {
+    let token = n / P.headDim;
+    let i = n % P.headDim;
+    let to = (b * P.foldLength + P.tail + token) * P.heads + head;
+    store_tailK(to * P.headDim + i, load_k(b * P.kB + token * P.kT + head * P.kH + i));
+  }
+  for (var n = lane; n < P.tokens * P.valueDim; n += 256u) {
+    let token = n / P.valueDim;
+    let i = n % P.valueDim;
+    let to = (b * P.foldLength + P.tail + token) * P.heads + head;
+    store_tailV(to * P.valueDim + i, load_v(b * P.vB + token * P.vT + head * P.vH + i));
+  }
+  let end = P.tail + P.tokens;
+  var before = vec2f(0);
+  for (var base = 0u; base < end; base += 256u) {
+    let t = base + lane;
+    let at = (b * P.foldLength + t) * P.heads + head;
+    var own = 0.0;
+    if (t < P.tail) { own = load_tailG(at); }
+    else if (t < end) {
+      if (GATED) { own = load_logG((b * P.tokens + t - P.tail) * P.heads + head); }
+      store_tailG(at, own);
+    }
+    var sum = gate_pair(own);
+    for (var reach = 1u; reach < 256u; reach *= 2u) {
+      sums[lane] = sum;
+      workgroupBarrier();
+      if (lane >= reach) { sum = add(sums[lane - reach], sum); }
+      workgroupBarrier();
+    }
+    sum = add(before, sum);
+    if (t < end) { store2_gates(2u * ((b * P.heads + head) * P.foldLength + t), sum.x, sum.y); }
+    sums[lane] = sum;
+    workgroupBarrier();
+    before = sums[255];
+    workgroupBarrier();
+  }
+}`,
 });
 
-/** Puts the new tokens behind the tail. */
-function append({ tail, tokens }: StepPlan, carry: Carry, { k, v, logG }: StepInputs): void {
-  const put = (target: Tensor, x: Tensor | undefined) => {
-    const view = target.slice(1, tail, tail + tokens);
-    if (x) map("copy", view, { x: { tensor: x, strides: x.strides } }, "fn apply(i: u32) -> f32 { return x_of(i); }");
-    else map("full", view, {}, "fn apply(i: u32) -> f32 { return P.value; }", { value: 0 });
-  };
-  put(carry.k, k);
-  put(carry.v, v);
-  put(carry.logG, logG);
+/** Puts the new tokens behind the tail, and gives the sums of log gates from its first token, as GATES reads them. */
+function append(plan: StepPlan, carry: Carry, { k, v, logG }: StepInputs): Tensor {
+  const { batch, tokens, heads, headDim, valueDim, tail, foldLength } = plan;
+  const device = webgpuDevice(k);
+  const gates = empty([batch, heads, foldLength, 2], device, "f32");
+  const [kB, kT, kH] = k.strides;
+  const [vB, vT, vH] = v.strides;
+  device.dispatch(appendKernel(k, logG !== undefined), {
+    tensors: { k, v, logG: logG ?? absent(k), tailK: carry.k, tailV: carry.v, tailG: carry.logG, gates },
+    parameters: { tokens, heads, headDim, valueDim, tail, foldLength, kB, kT, kH, vB, vT, vH },
+    workgroups: [heads, batch],
+  });
+  return gates;
 }
 
 function readState(device: WebGpuDevice, plan: StepPlan, carry: Carry, q: Tensor): Tensor {
@@ -228,7 +343,7 @@ function readState(device: WebGpuDevice, plan: StepPlan, carry: Carry, q: Tensor
   const rows = batch * tokens * queryHeads;
   const results = empty([parts, rows, valueDim + 1], device, "f32");
   const [qB, qT, qH] = q.strides;
-  device.dispatch(readKernel(q, degree, columnsOf(valueDim)), {
+  device.dispatch(readKernel(q, degree, columnsOf(valueDim), columnsAtOnce(plan, carry.s!)), {
     tensors: { q, s: carry.s!, z: carry.z!, monomials: monomialTable(q, headDim, degree), results },
     parameters: { tokens, heads, group: queryHeads / heads, valueDim, features: expandedDim, rows, qB, qT, qH },
     workgroups: [parts, heads, batch],
@@ -240,18 +355,12 @@ function step(plan: StepPlan, carry: Carry, inputs: StepInputs): Tensor {
   const { batch, tokens, queryHeads, heads, headDim, valueDim, degree, scale, tail, foldLength, folded } = plan;
   const { q } = inputs;
   const device = webgpuDevice(q);
-  append(plan, carry, inputs);
-  // Sums over the whole tail, of which only those up to the newest token mean anything.
-  const gates = gateSums(
-    { batch, time: foldLength, heads, chunkSize: foldLength, chunks: 1, gated: true },
-    carry.logG,
-    q,
-  );
+  const gates = append(plan, carry, inputs);
   const results = folded ? readState(device, plan, carry, q) : absent(q);
   const out = empty([batch, tokens, queryHeads, valueDim], device, q.dtype);
   const rows = batch * tokens * queryHeads;
   const [qB, qT, qH] = q.strides;
-  device.dispatch(outputKernel(q, plan, columnsOf(valueDim)), {
+  device.dispatch(outputKernel(q, carry.k, plan, columnsOf(valueDim)), {
     tensors: { q, k: carry.k, v: carry.v, gates, results, out },
     parameters: {
       tokens,
