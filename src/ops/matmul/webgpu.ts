@@ -80,7 +80,14 @@ function onMatrixUnits(a: Tensor, b: Tensor, batch: readonly number[], dtype: DT
   const aLines = lines(a, aInner, aRow, inner, rows);
   const bLines = lines(b, bInner, bColumn, inner, columns);
   const units = matricesOf(matrixUnits);
-  const tile = chooseTile(units, gpu.limits, rows, columns, sizeOf(batch), tuned.matmul as unknown as MatmulTile | undefined);
+  const tile = chooseTile(
+    units,
+    gpu.limits,
+    rows,
+    columns,
+    sizeOf(batch),
+    tuned.matmul as unknown as MatmulTile | undefined,
+  );
   if (!aLines || !bLines || !tile) return undefined;
   const scaled = a.dtype === "bf16";
   const layout = { aAlong: aLines.along, bAlong: bLines.along, scaled, out: dtype };
