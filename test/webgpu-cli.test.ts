@@ -36,7 +36,7 @@ describeOnGpu("the commands on webgpu", () => {
   });
   afterAll(() => rmSync(folder, { recursive: true }));
 
-  test.each(["f32", "bf16"])("a resumed run is the uninterrupted one, bit for bit, %s", async (dtype) => {
+  test.each(["f32", "f16", "bf16"])("a resumed run is the uninterrupted one, bit for bit, %s", async (dtype) => {
     const config = { ...RUN, dtype, device: "webgpu" };
     const paths = { data: at("data"), out: at(`straight-${dtype}`) };
     const straight = await train({ ...paths, config });
@@ -46,7 +46,8 @@ describeOnGpu("the commands on webgpu", () => {
       ...{ ...stopped, config, signal: controller.signal },
       onMetric: ({ step }) => step === 2 && controller.abort(),
     });
-    expect(first).toMatchObject({ stopped: "aborted", step: 2 });
+    expect(first.stopped).toBe("aborted");
+    expect([2, 3]).toContain(first.step); // an update may be on its way
     const second = await train({ ...stopped, resume: true });
     expect(second).toMatchObject({ stopped: "finished", step: 6, heldOutLoss: straight.heldOutLoss });
     for (const file of ["model.safetensors", "optimizer.safetensors"]) {
