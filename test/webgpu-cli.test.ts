@@ -10,7 +10,7 @@ import { findCheckpoint, type TrainConfig, train } from "../src/train/index.js";
 import { describeOnGpu } from "./devices.js";
 
 const root = fileURLToPath(new URL("..", import.meta.url));
-const folder = mkdtempSync(join(tmpdir(), "webgpu-cli-test-"));
+let folder: string;
 const at = (...path: string[]) => join(folder, ...path);
 
 const MODEL = { nLayer: 1, nEmbd: 16, nHead: 2, headSize: 8, contextLength: 16, chunkSize: 8, batchSize: 2 };
@@ -30,6 +30,7 @@ const flags = (config: object) =>
 
 describeOnGpu("the commands on webgpu", () => {
   beforeAll(async () => {
+    folder = mkdtempSync(join(tmpdir(), "webgpu-cli-test-"));
     const words = ["the ", "cat ", "sat ", "on ", "a ", "mat.\n"];
     writeFileSync(at("text.txt"), Array.from({ length: 600 }, (_, k) => words[(k * k + (k >> 2)) % 6]).join(""));
     await prepare({ sources: [at("text.txt")], out: at("data"), holdOut: 0.1, block: 256 });
