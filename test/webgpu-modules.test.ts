@@ -4,8 +4,9 @@ import { getDevice } from "../src/devices/get-device.js";
 import { adamw } from "../src/ops/adamw/index.js";
 import { crossEntropy, linearCrossEntropy } from "../src/ops/cross-entropy/index.js";
 import { embedding } from "../src/ops/embedding/index.js";
-import { layerNorm } from "../src/ops/layer-norm/index.js";
+import { layerNorm, norm } from "../src/ops/layer-norm/index.js";
 import { linear } from "../src/ops/linear/index.js";
+import { normLinear } from "../src/ops/linear/norm-linear.js";
 import { rmsNorm } from "../src/ops/rms-norm/index.js";
 import { rotary, rotaryAngles } from "../src/ops/rotary/index.js";
 import { squareSum } from "../src/ops/square-sum/index.js";
@@ -81,11 +82,48 @@ describeOnGpu("operations of modules on webgpu", () => {
           value,
         });
       }
+      const stream = (x: Tensor, w: Tensor) => {
+        const { output, passed } = norm("norm", x, w, undefined, width > 1, 1e-5);
+        return output.add(passed);
+      };
+      await expectLikeOracle(device, oracle, `a stream past a norm ${width}`, stream, {
+        shapes: shapes.slice(0, 2),
+        dtype,
+        value,
+      });
       await expectLikeOracle(device, oracle, `rms norm ${width}`, (x, w) => rmsNorm(x, w), {
         shapes: shapes.slice(0, 2),
         dtype,
         value,
       });
+    }
+  });
+
+  test.each(dtypes)("a norm and a product in one, %s", async (dtype) => {
+    for (const [rows, width, centered] of [
+      [1, 768, true],
+      [3, 64, false],
+      [4, 768, true],
+      [5, 64, true], // too many rows, and
+      [2, 20, true], // no whole vectors: one after the other
+    ] as const) {
+      const generator = new Generator(8);
+      const draw = (count: number, mean = 0) => Array.from({ length: count }, () => mean + generator.normal());
+      const [x, w, b, matrix] = [draw(rows * width, 0.5), draw(width, 1), draw(width), draw(51 * width)];
+      const run = async (on: Device) => {
+        const make = (values: number[], shape: number[], kind: typeof dtype = "f32") =>
+          tensor(values, shape, { device: on, dtype: kind });
+        const bias = centered ? make(b, [width]) : undefined;
+        const before = { weight: make(w, [width]), bias, epsilon: 1e-5, centered };
+        const made = make(matrix, [51, width], dtype);
+        const out = normLinear(make(x, [1, rows, width]), before, made, undefined, {
+          activation: "gelu",
+          dtype: "f32",
+        });
+        expect(out.shape).toEqual([1, rows, 51]);
+        return out.data();
+      };
+      expectClose(`${rows} rows of ${width}`, await run(device), await run(oracle), dtype === "bf16" ? 8e-3 : 1e-3);
     }
   });
 

@@ -5,12 +5,12 @@ import type { Context } from "../context.js";
 import { stepOperations } from "../training-step.js";
 import { FastGenerator } from "./inputs.js";
 
-/** GPT-2's smallest with its vocabulary, in bf16; at toy sizes two small layers. */
+/** GPT-2's smallest with its vocabulary, in f16; at toy sizes two small layers. */
 export function largeModel({ quick }: Context, device: WebGpuDevice, attention: "power" | "softmax"): GPT {
   const config = quick
     ? gptConfig("tiny", { vocabSize: 96, attention, chunkSize: 32 })
     : gptConfig("124M", { vocabSize: 50257, attention, contextLength: 1024 });
-  return new GPT(config, { device, dtype: "bf16", generator: new FastGenerator(1) });
+  return new GPT(config, { device, dtype: "f16", generator: new FastGenerator(1) });
 }
 
 /** Operations of a training step with the form of attention that the library chooses at that length. */

@@ -1,4 +1,6 @@
+import type { NormBefore } from "../ops/linear/contract.js";
 import { linear } from "../ops/linear/index.js";
+import { normLinear } from "../ops/linear/norm-linear.js";
 import { softmaxAttention } from "../ops/softmax-attention/index.js";
 import { powerFull } from "../power-attention.js";
 import { PowerState } from "../state.js";
@@ -34,6 +36,9 @@ export interface AttentionConfig {
   /** Standard deviation of the output projection at the start; default 0.02. */
   outDeviation?: number;
 }
+
+/** The log of a sigmoid, in f32. */
+const GATE = { activation: "logSigmoid", dtype: "f32" } as const;
 
 /** Queries, keys and values of all heads side by side, queries and keys turned by their positions. */
 function placed(all: Tensor, heads: readonly number[], place: (t: Tensor) => Tensor): Tensor[] {
@@ -99,15 +104,25 @@ export class CausalSelfAttention extends Module {
    * @param residual [B, T, nEmbd], added to the result
    */
   forward(x: Tensor, cache?: AttentionCache, residual?: Tensor): Tensor {
-    const [batch, time] = x.shape;
+    const logG = this.gate && linear(x, this.gate, this.gateBias, GATE);
+    return this.#attend(this.project.forward(x), logG, cache, residual);
+  }
+
+  /** x + forward(norm(x), cache), without gradients: while writing. */
+  write(x: Tensor, norm: NormBefore, cache: AttentionCache): Tensor {
+    const logG = this.gate && normLinear(x, norm, this.gate, this.gateBias, GATE);
+    return this.#attend(this.project.afterNorm(x, norm), logG, cache, x);
+  }
+
+  #attend(projected: Tensor, logG: Tensor | undefined, cache?: AttentionCache, residual?: Tensor): Tensor {
+    const [batch, time] = projected.shape;
     const { nHead, qheadRatio, headSize, attention, degree, chunkSize } = this.config;
     const width = nHead * headSize;
-    const all = this.project.forward(x).reshape([batch, time, (qheadRatio + 2) * nHead, headSize]);
+    const all = projected.reshape([batch, time, (qheadRatio + 2) * nHead, headSize]);
     const start = cache?.tokens ?? 0;
     const place = (t: Tensor) => this.positions?.apply(t, start) ?? t;
     const heads = [qheadRatio * nHead, nHead, nHead];
     const [q, k, v] = cache ? placedTogether(all, heads, place) : placed(all, heads, place);
-    const logG = this.gate && linear(x, this.gate, this.gateBias, { activation: "logSigmoid", dtype: "f32" });
     let y: Tensor;
     if (cache instanceof SoftmaxCache) y = cache.step(q, k, v);
     else if (cache) y = cache.step(q, k, v, { logG });

@@ -31,7 +31,12 @@ export class Block extends Module {
   }
 
   forward(x: Tensor, cache?: AttentionCache): Tensor {
-    const attended = this.attention.forward(this.norm1.forward(x), cache, x);
-    return this.mlp.forward(this.norm2.forward(attended), attended);
+    if (cache) {
+      const attended = this.attention.write(x, this.norm1.before, cache);
+      return this.mlp.afterNorm(attended, this.norm2.before, attended);
+    }
+    const before = this.norm1.passing(x);
+    const between = this.norm2.passing(this.attention.forward(before.output, undefined, before.passed));
+    return this.mlp.forward(between.output, between.passed);
   }
 }

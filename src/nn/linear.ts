@@ -1,4 +1,6 @@
+import type { NormBefore } from "../ops/linear/contract.js";
 import { type Activation, linear } from "../ops/linear/index.js";
+import { normLinear } from "../ops/linear/norm-linear.js";
 import type { Tensor } from "../tensor/tensor.js";
 import { Module } from "./module.js";
 import { constantParameter, type ModuleOptions, normalParameter } from "./options.js";
@@ -23,6 +25,11 @@ export class Linear extends Module {
     this.weight = normalParameter([outputs, inputs], options.deviation ?? 0.02, options);
     this.bias = (options.bias ?? true) ? constantParameter([outputs], 0, options) : undefined;
     this.activation = options.activation ?? "none";
+  }
+
+  /** activation(norm(x) · weightᵀ + bias), without gradients: while writing. */
+  afterNorm(x: Tensor, norm: NormBefore): Tensor {
+    return normLinear(x, norm, this.weight, this.bias, { activation: this.activation });
   }
 
   forward(x: Tensor, residual?: Tensor): Tensor {

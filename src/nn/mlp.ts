@@ -1,3 +1,4 @@
+import type { NormBefore } from "../ops/linear/contract.js";
 import type { Activation } from "../ops/linear/index.js";
 import type { Tensor } from "../tensor/tensor.js";
 import { Linear } from "./linear.js";
@@ -24,6 +25,11 @@ export class MLP extends Module {
     const { hidden = 4 * size, activation = "gelu", outDeviation, ...rest } = options;
     this.up = new Linear(size, hidden, { ...rest, activation });
     this.down = new Linear(hidden, size, { ...rest, deviation: outDeviation });
+  }
+
+  /** residual + forward(norm(x)), without gradients: while writing. */
+  afterNorm(x: Tensor, norm: NormBefore, residual: Tensor): Tensor {
+    return this.down.forward(this.up.afterNorm(x, norm), residual);
   }
 
   forward(x: Tensor, residual?: Tensor): Tensor {

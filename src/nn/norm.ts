@@ -1,4 +1,5 @@
-import { layerNorm } from "../ops/layer-norm/index.js";
+import { layerNorm, norm } from "../ops/layer-norm/index.js";
+import type { NormBefore } from "../ops/linear/contract.js";
 import { rmsNorm } from "../ops/rms-norm/index.js";
 import type { DType } from "../tensor/dtype.js";
 import type { Tensor } from "../tensor/tensor.js";
@@ -25,6 +26,16 @@ export class LayerNorm extends Module {
     this.bias = (options.bias ?? true) ? constantParameter([size], 0, options) : undefined;
   }
 
+  /** As `normLinear` takes it. */
+  get before(): NormBefore {
+    return { weight: this.weight, bias: this.bias, epsilon: this.epsilon, centered: true };
+  }
+
+  /** The norm of x, and x for the residual stream to go on with: see `norm`. */
+  passing(x: Tensor): { output: Tensor; passed: Tensor } {
+    return norm("layerNorm", x, this.weight, this.bias, true, this.epsilon, outputOf(x, this.options));
+  }
+
   forward(x: Tensor): Tensor {
     return layerNorm(x, this.weight, this.bias, this.epsilon, outputOf(x, this.options));
   }
@@ -41,6 +52,16 @@ export class RMSNorm extends Module {
   ) {
     super();
     this.weight = constantParameter([size], 1, options);
+  }
+
+  /** As `normLinear` takes it. */
+  get before(): NormBefore {
+    return { weight: this.weight, bias: undefined, epsilon: this.epsilon, centered: false };
+  }
+
+  /** The norm of x, and x for the residual stream to go on with: see `norm`. */
+  passing(x: Tensor): { output: Tensor; passed: Tensor } {
+    return norm("rmsNorm", x, this.weight, undefined, false, this.epsilon, outputOf(x, this.options));
   }
 
   forward(x: Tensor): Tensor {

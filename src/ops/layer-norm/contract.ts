@@ -24,10 +24,11 @@ export interface NormPlan {
 /** output = (x − mean) · rstd · weight + bias, in the plan's dtype; `statistics` is [rows, 2] f32: mean (0 if not centered), rstd. */
 export type NormForward = (plan: NormPlan, inputs: NormInputs) => { output: Tensor; statistics: Tensor };
 
-/** Gradients in the dtypes of what they belong to. */
+/** Gradients in the dtypes of what they belong to. `more`: contiguous, of x's dtype, added to the gradient of x. */
 export type NormBackward = (
   plan: NormPlan,
   inputs: NormInputs,
   statistics: Tensor,
   dOutput: Tensor,
+  more: Tensor | undefined,
 ) => { x: Tensor; weight: Tensor; bias: Tensor | undefined };

@@ -14,7 +14,10 @@ const backward = operation("norm backward", {
   webgpu: webgpu.normBackward,
 });
 
-/** The part that layerNorm and rmsNorm share. */
+/**
+ * The part that layerNorm and rmsNorm share. `passed` is x itself, for a residual stream to go on with: the norm's
+ * backward then adds the stream's gradient on the way.
+ */
 export function norm(
   caller: string,
   x: Tensor,
@@ -23,7 +26,7 @@ export function norm(
   centered: boolean,
   epsilon: number,
   dtype: DType = x.dtype,
-): Tensor {
+): { output: Tensor; passed: Tensor } {
   const width = x.shape.at(-1) ?? 0;
   for (const [name, vector] of Object.entries({ weight, bias })) {
     if (vector && (vector.shape.length !== 1 || vector.shape[0] !== width)) {
@@ -41,12 +44,14 @@ export function norm(
   const { output, statistics } = forward(x.device, plan, inputs);
   const parameters = bias ? [weight, bias] : [weight];
   const kept = [inputs.x, inputs.weight, statistics, ...(inputs.bias ? [inputs.bias] : [])];
-  record(caller, [x, ...parameters], [output], kept, ([g], [xs, w, s, b]) => {
-    if (!g) return [];
-    const grads = backward(x.device, plan, { x: xs, weight: w, bias: b }, s, g.contiguous());
+  const passed = x.detach();
+  record(caller, [x, ...parameters], [output, passed], kept, ([g, gPassed], [xs, w, s, b]) => {
+    if (!g) return [gPassed];
+    const more = gPassed?.to(xs.dtype).contiguous();
+    const grads = backward(x.device, plan, { x: xs, weight: w, bias: b }, s, g.contiguous(), more);
     return [grads.x, grads.weight, grads.bias];
   });
-  return output;
+  return { output, passed };
 }
 
 /**
@@ -60,5 +65,7 @@ export function norm(
  * Source: Ba, Kiros and Hinton 2016.
  */
 export function layerNorm(x: Tensor, weight: Tensor, bias?: Tensor, epsilon = 1e-5, dtype = x.dtype): Tensor {
-  return norm("layerNorm", x, weight, bias, true, epsilon, dtype);
+  const { output, passed } = norm("layerNorm", x, weight, bias, true, epsilon, dtype);
+  passed.dispose();
+  return output;
 }

@@ -19,9 +19,15 @@ export const normForward: NormForward = ({ rows, width, epsilon, centered, dtype
  * With n = (x − mean)·rstd and g = dOut·weight:
  *     dx = rstd · (g − mean(g) − n · mean(g·n))     the mean(g) term only where rows are centered
  */
-export const normBackward: NormBackward = ({ rows, width, centered }, { x, weight, bias }, statistics, dOutput) => {
+export const normBackward: NormBackward = (
+  { rows, width, centered },
+  { x, weight, bias },
+  statistics,
+  dOutput,
+  more,
+) => {
   const [xs, w, s, dOut] = [x, weight, statistics, dOutput].map(valuesOf);
-  const dX = new Float64Array(rows * width);
+  const dX = more ? Float64Array.from(valuesOf(more)) : new Float64Array(rows * width);
   const dW = new Float64Array(width);
   const dB = new Float64Array(width);
   for (let r = 0; r < rows; r++) {
@@ -39,7 +45,7 @@ export const normBackward: NormBackward = ({ rows, width, centered }, { x, weigh
     for (let c = 0; c < width; c++) {
       const n = (xs[r * width + c] - mean) * rstd;
       const g = dOut[r * width + c] * w[c];
-      dX[r * width + c] = rstd * (g - (centered ? sumG / width : 0) - (n * sumGN) / width);
+      dX[r * width + c] += rstd * (g - (centered ? sumG / width : 0) - (n * sumGN) / width);
     }
   }
   return {

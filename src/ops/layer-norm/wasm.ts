@@ -3,8 +3,9 @@ import { type Expr, f32, f32x4, i32, sumLanes } from "../../devices/wasm/emitter
 import { Arguments, KERNEL_PARAMS } from "../../devices/wasm/kernel.js";
 import { forLanes } from "../../devices/wasm/lanes.js";
 import { DTYPE_BYTES, type DType } from "../../tensor/dtype.js";
-import { empty } from "../../tensor/tensor.js";
-import type { NormBackward, NormForward } from "./contract.js";
+import { empty, type Tensor } from "../../tensor/tensor.js";
+import { mapTwo } from "../elementwise/wasm.js";
+import type { NormBackward, NormForward, NormInputs, NormPlan } from "./contract.js";
 
 /** Rows of one item: fixed, so that sums over rows do not depend on the number of threads. */
 const ROWS = 32;
@@ -92,7 +93,20 @@ const backwardArgs = new Arguments({
 });
 const gatherArgs = new Arguments({ partial: "i32", parts: "i32", stride: "i32", to: "i32", width: "i32" });
 
-export const normBackward: NormBackward = ({ rows, width, centered }, { x, weight, bias }, statistics, dOutput) => {
+export const normBackward: NormBackward = (plan, inputs, statistics, dOutput, more) => {
+  const made = ownGradients(plan, inputs, statistics, dOutput);
+  if (!more) return made;
+  const x = mapTwo("add", made.x, more);
+  made.x.dispose();
+  return { ...made, x };
+};
+
+function ownGradients(
+  { rows, width, centered }: NormPlan,
+  { x, weight, bias }: NormInputs,
+  statistics: Tensor,
+  dOutput: Tensor,
+): ReturnType<NormBackward> {
   const device = wasmDevice(x);
   const [dX, dW] = [empty(x.shape, device, x.dtype), empty(weight.shape, device, weight.dtype)];
   const dB = bias && empty(bias.shape, device, bias.dtype);
@@ -180,4 +194,4 @@ export const normBackward: NormBackward = ({ rows, width, centered }, { x, weigh
   }
   device.release(partial);
   return { x: dX, weight: dW, bias: dB };
-};
+}

@@ -158,11 +158,12 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
 /** Workgroups that share the rows of a backward: each adds up its rows' gradients of weight and bias. */
 const MOST_PARTS = 512;
 
-export const normBackward: NormBackward = ({ rows, width, centered }, { x, weight, bias }, statistics, dOutput) =>
+export const normBackward: NormBackward = (plan, { x, weight, bias }, statistics, dOutput, more) =>
   scope(() => {
+    const { rows, width, centered } = plan;
     const device = webgpuDevice(x);
     const dX = empty(x.shape, device, x.dtype);
-    const wide = rowsAreWide(width, x, weight, dOutput);
+    const wide = rowsAreWide(width, x, weight, dOutput, more);
     const parts = Math.max(1, Math.min(MOST_PARTS, Math.ceil(rows / 8)));
     const partials = empty([parts, 2, width], device, "f32");
     const row = RowText.of(width, wide);
@@ -184,6 +185,7 @@ export const normBackward: NormBackward = ({ rows, width, centered }, { x, weigh
         weight: read(weight, wide),
         statistics: read(statistics),
         dOutput: read(dOutput, wide),
+        ...(more && { more: read(more, wide) }),
         dX: { dtype: x.dtype, access: "write", wide },
         partials: { dtype: "f32", access: "write", wide },
       },
@@ -192,6 +194,7 @@ export const normBackward: NormBackward = ({ rows, width, centered }, { x, weigh
 ${row.accessors("x")}
 ${row.accessors("weight")}
 ${row.accessors("dOutput")}
+${more ? row.accessors("more") : "fn share_of_more(i: u32) -> Share { return ZERO; }"}
 ${row.accessors("dX", true)}
 ${row.accessors("partials", true)}
 var<workgroup> shared_sums: array<Share, 256>;
@@ -234,16 +237,17 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane:
       let normal = normal_of(${v}, mean, rstd);
       let g = times(share_of_dOutput(start + ${c}), share_of_weight(${c}));
       let shift = select(0.0, means.x, CENTERED);
+      let more = share_of_more(start + ${c});
       put_dX(start + ${c}, Share(
-        rstd * (g.a - shift - normal.a * means.y),
-        rstd * (g.b - shift - normal.b * means.y)));`,
+        more.a + rstd * (g.a - shift - normal.a * means.y),
+        more.b + rstd * (g.b - shift - normal.b * means.y)));`,
     )}
   }
   ${row.kept ? unrolled(row.turns, (t) => gather(String(t))) : `for (var turn = 0u; turn < TURNS; turn++) ${gather("turn")}`}
 }`,
     };
     device.dispatch(source, {
-      tensors: { x, weight, statistics, dOutput, dX, partials },
+      tensors: { x, weight, statistics, dOutput, ...(more && { more }), dX, partials },
       parameters: { rows, width, turns: Math.ceil(rows / (8 * parts)) },
       workgroups: [parts],
     });

@@ -12,6 +12,14 @@ export interface LinearEnd {
   dtype: DType;
 }
 
+/** A norm of x's rows before the product: see NormForward. */
+export interface NormBefore {
+  weight: Tensor;
+  bias: Tensor | undefined;
+  epsilon: number;
+  centered: boolean;
+}
+
 /**
  * residual + activation(x · weightᵀ + bias): x [rows, inputs] with any strides, weight [outputs, inputs] with any
  * strides, bias [outputs] and residual [rows, outputs] contiguous, of any float dtype. Returns [rows, outputs],

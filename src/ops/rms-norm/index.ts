@@ -11,5 +11,7 @@ import { norm } from "../layer-norm/index.js";
  * Source: Zhang and Sennrich 2019.
  */
 export function rmsNorm(x: Tensor, weight: Tensor, epsilon = 1e-5, dtype = x.dtype): Tensor {
-  return norm("rmsNorm", x, weight, undefined, false, epsilon, dtype);
+  const { output, passed } = norm("rmsNorm", x, weight, undefined, false, epsilon, dtype);
+  passed.dispose();
+  return output;
 }

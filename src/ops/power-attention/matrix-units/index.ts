@@ -13,6 +13,7 @@ import { pairs } from "./pairs.js";
 import { pairsGradients } from "./pairs-gradients.js";
 import { read } from "./read.js";
 import { type ChunkStates, scanStates } from "./scan.js";
+import { squareGradient } from "./square-gradient.js";
 import { type PowerTiles, powerTiles } from "./tiles.js";
 
 /** Half inputs of a call, or of a part of one, and its gates as gateSums gives them. */
@@ -160,8 +161,11 @@ export function backwardOnMatrixUnits(
   const firstChunk = first ? 0 : 1;
   const reads = plan.chunks > firstChunk;
   const entering = reads ? enteringStates(plan, tiles, keys, first, false) : undefined;
-  const farQ =
-    entering && featureGradient(plan, tiles, "queries", q, dy, entering, octets, sumAt, valueLargest, firstChunk);
+  const throughFeatures = (side: "queries" | "keys", x: Packed, y: Packed, states: ChunkStates, from: number) =>
+    plan.degree === 2
+      ? squareGradient(plan, tiles, x, y, states.s, sumAt, from)
+      : { far: featureGradient(plan, tiles, side, x, y, states, octets, sumAt, valueLargest, from) };
+  const farQ = entering && throughFeatures("queries", q, dy, entering, firstChunk);
   const arrives = plan.chunks > 1 || dLast !== undefined;
   const arriving =
     arrives || wantFirst
@@ -169,12 +173,22 @@ export function backwardOnMatrixUnits(
           ...{ side: "queries", x: q, y: dy, levels: queryLevels, first: dLast, wantLast: wantFirst },
         })
       : undefined;
-  const farK = arriving && featureGradient(plan, tiles, "keys", k, v, arriving, octets, sumAt, valueLargest, 0);
+  const farK = arriving && throughFeatures("keys", k, v, arriving, 0);
   const farV = arriving && read(plan, tiles, k, arriving.s, octets, 0);
 
   const shared = { keys: keys.levels, later, dy, valueLargest };
-  joinGradient(plan, "q", { ...shared, near: near.dQ, far: farQ, states: entering, firstChunk, x: q }, into.q);
-  joinGradient(plan, "k", { ...shared, near: near.dK, far: farK, states: arriving, firstChunk: 0, x: k }, into.k);
+  joinGradient(
+    plan,
+    "q",
+    { ...shared, near: near.dQ, far: undefined, ...farQ, states: entering, firstChunk, x: q },
+    into.q,
+  );
+  joinGradient(
+    plan,
+    "k",
+    { ...shared, near: near.dK, far: undefined, ...farK, states: arriving, firstChunk: 0, x: k },
+    into.k,
+  );
   joinGradient(plan, "v", { ...shared, near: near.dV, far: farV, states: arriving, firstChunk: 0, x: k }, into.v);
   return arriving?.last;
 }

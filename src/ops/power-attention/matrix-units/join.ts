@@ -21,6 +21,8 @@ const KIND = { q: QUERIES, k: KEYS, v: VALUES };
  *     dq   near  p · scale^p · 2^(e(p−1) + e_dy + e_v + λ)        far  scale^p · 2^(e(p−1) + e_dy + G)
  *     dk   near  p · scale^p · 2^(e(p−1) + e_v − G + M)           far  2^(e(p−1) + e_v + G_end − G)
  *     dv   near  scale^p · 2^(L + M)                              far  2^(L + G_end)
+ *
+ * What came through sums of weights may be a part of its own: dq with e_v besides, dk without.
  */
 const kernel = (constants: Record<string, number | boolean>): KernelSource => ({
   name: "join-gradient",
@@ -28,6 +30,7 @@ const kernel = (constants: Record<string, number | boolean>): KernelSource => ({
   tensors: {
     near: { dtype: "f32", access: "read" },
     far: { dtype: "f32", access: "read" },
+    farSums: { dtype: "f32", access: "read" },
     keyTokens: { dtype: "f32", access: "read" },
     later: { dtype: "f32", access: "read" },
     exponents: { dtype: "f32", access: "read" },
@@ -88,10 +91,17 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   let nearFactor = exp2(near) * select(f32(DEGREE_LESS_1 + 1), 1.0, KIND == VALUES);
   let reads = STATES && chunk >= P.firstChunk;
   var farFactor = 0.0;
-  if (reads) { farFactor = exp2(far) * load_factors(${FACTORS}u * line + 5u); }
+  var sumFactor = 0.0;
+  if (reads) {
+    farFactor = exp2(far) * load_factors(${FACTORS}u * line + 5u);
+    sumFactor = exp2(far + select(-valueE, valueE, KIND == QUERIES)) * load_factors(${FACTORS}u * line + 6u);
+  }
   for (var i = lane % 16u; i < P.width; i += 16u) {
     var value = nearFactor * load_near(at * P.nearWidth + i);
-    if (reads) { value += farFactor * load_far(at * P.farWidth + i); }
+    if (reads) {
+      value += farFactor * load_far(at * P.farWidth + i);
+      if (SUMS) { value += sumFactor * load_farSums(at * P.farWidth + i); }
+    }
     store_dx(row * P.width + i, value);
   }
 }`,
@@ -100,6 +110,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
 export interface JoinInputs {
   near: Tensor;
   far: Tensor | undefined;
+  farSums?: Tensor;
   states: ChunkStates | undefined;
   firstChunk: number;
   keys: Levels;
@@ -112,7 +123,7 @@ export interface JoinInputs {
 
 /** Fills dx [B, T, heads, width] f32, contiguous. */
 export function joinGradient(plan: SequencePlan, what: keyof typeof KIND, inputs: JoinInputs, dx: Tensor): void {
-  const { near, far, states, firstChunk, keys, later, x, dy, valueLargest } = inputs;
+  const { near, far, farSums, states, firstChunk, keys, later, x, dy, valueLargest } = inputs;
   const { time, heads, chunkSize, chunks, degree, scale } = plan;
   const device = webgpuDevice(near);
   const none = absent(near);
@@ -123,6 +134,7 @@ export function joinGradient(plan: SequencePlan, what: keyof typeof KIND, inputs
       ...{ QUERIES, KEYS, VALUES, KIND: KIND[what] },
       DEGREE_LESS_1: degree - 1,
       STATES: far !== undefined,
+      SUMS: farSums !== undefined,
       CHUNK_ROWS: chunkRows(plan),
       ...{ GRADIENT_EXPONENT, WEIGHT_EXPONENT, FEATURE_EXPONENT },
     }),
@@ -130,6 +142,7 @@ export function joinGradient(plan: SequencePlan, what: keyof typeof KIND, inputs
       tensors: {
         near,
         far: far ?? none,
+        farSums: farSums ?? none,
         keyTokens: keys.tokens,
         later,
         exponents: x.exponents,

@@ -12,7 +12,7 @@ import { empty, type Tensor } from "../../../tensor/tensor.js";
 import type { SequencePlan } from "../contract.js";
 import type { Levels } from "./levels.js";
 import { chunkRows, type Packed } from "./pack.js";
-import { GRADIENT_EXPONENT, POWER, WEIGHT_EXPONENT } from "./pairs.js";
+import { GRADIENT_EXPONENT, octetOf, POWER, WEIGHT_EXPONENT } from "./pairs.js";
 import { type PowerTiles, powerConstants } from "./tiles.js";
 
 /** Matrices of rows of a packed tensor that a subgroup keeps: name_i_step. */
@@ -150,20 +150,17 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
       let row = n % ROWS;
       let octet = n / ROWS;
       let inChunk = min(first + row, CHUNK_ROWS - 1u);
-      let most = load_keyTokens(4u * (keyRow0 + inChunk) + 1u);
+      let most = load_keyTokens(4u * (keyRow0 + inChunk) + 1u) - GRADIENT_EXPONENT;
       let dsum = first_half(load4_dy((row0 + inChunk) * Y_OCTETS + SUM_AT).x);
-      var word: vec4u;
-      for (var pair = 0u; pair < 4u; pair++) {
-        var two: vec2f;
-        for (var k = 0u; k < 2u; k++) {
-          let key = 8u * octet + 2u * pair + k;
-          let at = row * SCORE_STRIDE + key;
-          let weight = power(scores[at], DEGREE - 1u) * exp2(keyLevels[key] - most + GRADIENT_EXPONENT);
-          two[k] = select(0.0, (changes[at] + dsum) * weight, key0 + key <= first + row);
-        }
-        word[pair] = bitcast<u32>(vec2<f16>(two));
-      }
-      weights[row * WEIGHT_STRIDE + octet] = word;
+      let at = row * SCORE_STRIDE + 8u * octet;
+      let place = first + row - key0 - 8u * octet; // of the row among the octet's keys; beyond 2^31 where it is before them
+      let ends = select(0u, min(place + 1u, 8u), place < 0x80000000u);
+${each(
+  8,
+  (k) =>
+    `let g_${k} = select(0.0, (changes[at + ${k}u] + dsum) * power(scores[at + ${k}u], DEGREE - 1u) * exp2(keyLevels[8u * octet + ${k}u] - most), ${k}u < ends);`,
+)}
+      weights[row * WEIGHT_STRIDE + octet] = ${octetOf("g")};
     }
     workgroupBarrier();
     for (var step = 0u; step < OTHERS; step += MATRIX_K) {
@@ -196,6 +193,7 @@ var<workgroup> changes: array<f32, ROWS * SCORE_STRIDE>;
 var<workgroup> weights: array<vec4u, ROWS * WEIGHT_STRIDE>;
 var<workgroup> pulls: array<vec4u, ROWS * WEIGHT_STRIDE>;
 var<workgroup> queryLevels: array<f32, OTHERS>;
+var<workgroup> dsums: array<f32, OTHERS>;
 ${SHARED}
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
@@ -216,7 +214,10 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
       workgroupBarrier();
       ${tileOf("queries", "q", "X_OCTETS", "X_STRIDE", "OTHERS", "queryRow0 + query0")}
       ${tileOf("gradients", "dy", "Y_OCTETS", "Y_STRIDE", "OTHERS", "queryRow0 + query0")}
-      if (lane < OTHERS) { queryLevels[lane] = load_queryTokens(4u * (queryRow0 + query0 + lane)); }
+      if (lane < OTHERS) {
+        queryLevels[lane] = load_queryTokens(4u * (queryRow0 + query0 + lane));
+        dsums[lane] = first_half(load4_dy((queryRow0 + query0 + lane) * Y_OCTETS + SUM_AT).x);
+      }
       workgroupBarrier();
       ${scoreAll("k", "queries", "X_STRIDE", "scores", queryMatrices, own, xSteps, tiles)}
       ${scoreAll("v", "gradients", "Y_STRIDE", "changes", queryMatrices, own, ySteps, tiles)}
@@ -225,25 +226,19 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
         let row = n % ROWS;
         let octet = n / ROWS;
         let most = load_later(row0 + min(first + row, CHUNK_ROWS - 1u));
-        var weight: vec4u;
-        var pull: vec4u;
-        for (var pair = 0u; pair < 4u; pair++) {
-          var w: vec2f;
-          var h: vec2f;
-          for (var k = 0u; k < 2u; k++) {
-            let query = 8u * octet + 2u * pair + k;
-            let at = row * SCORE_STRIDE + query;
-            let below = power(scores[at], DEGREE - 1u) * exp2(queryLevels[query] - most);
-            let dsum = first_half(gradients[query * Y_STRIDE + SUM_AT].x);
-            let inside = first + row <= query0 + query;
-            w[k] = select(0.0, exp2(WEIGHT_EXPONENT) * below * scores[at], inside);
-            h[k] = select(0.0, exp2(GRADIENT_EXPONENT) * below * (changes[at] + dsum), inside);
-          }
-          weight[pair] = bitcast<u32>(vec2<f16>(w));
-          pull[pair] = bitcast<u32>(vec2<f16>(h));
-        }
-        weights[row * WEIGHT_STRIDE + octet] = weight;
-        pulls[row * WEIGHT_STRIDE + octet] = pull;
+        let at = row * SCORE_STRIDE + 8u * octet;
+        let place = query0 + 8u * octet - first - row; // of the octet's first query after the row; beyond 2^31 where it is before
+        let begins = select(0u, min(0u - place, 8u), place >= 0x80000000u);
+${each(
+  8,
+  (
+    k,
+  ) => `let below_${k} = select(0.0, power(scores[at + ${k}u], DEGREE - 1u) * exp2(queryLevels[8u * octet + ${k}u] - most), ${k}u >= begins);
+        let w_${k} = exp2(WEIGHT_EXPONENT) * below_${k} * scores[at + ${k}u];
+        let h_${k} = exp2(GRADIENT_EXPONENT) * below_${k} * (changes[at + ${k}u] + dsums[8u * octet + ${k}u]);`,
+)}
+        weights[row * WEIGHT_STRIDE + octet] = ${octetOf("w")};
+        pulls[row * WEIGHT_STRIDE + octet] = ${octetOf("h")};
       }
       workgroupBarrier();
       for (var step = 0u; step < OTHERS; step += MATRIX_K) {

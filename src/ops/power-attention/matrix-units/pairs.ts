@@ -21,6 +21,10 @@ export const WEIGHT_EXPONENT = 15;
 /** The same for weights times what arrives at them, which is at most about 2^5 of packed vectors. */
 export const GRADIENT_EXPONENT = 10;
 
+/** Eight values, name_0 … name_7, as halves. */
+export const octetOf = (name: string) =>
+  `vec4u(${[0, 2, 4, 6].map((k) => `bitcast<u32>(vec2<f16>(f16(${name}_${k}), f16(${name}_${k + 1})))`).join(", ")})`;
+
 /** Powers of dot products. */
 export const POWER = `
 fn power(x: f32, degree: u32) -> f32 {
@@ -101,18 +105,16 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
     for (var n = lane; n < ROWS * WEIGHT_OCTETS; n += LANES) {
       let row = n % ROWS;
       let octet = n / ROWS;
-      let most = load_tokens(4u * (keyRow0 + min(first + row, CHUNK_ROWS - 1u)) + 1u);
-      var word: vec4u;
-      for (var pair = 0u; pair < 4u; pair++) {
-        var two: vec2f;
-        for (var k = 0u; k < 2u; k++) {
-          let key = 8u * octet + 2u * pair + k;
-          let weight = power(scores[row * SCORE_STRIDE + key], DEGREE) * exp2(keyLevels[key] - most + WEIGHT_EXPONENT);
-          two[k] = select(0.0, weight, key0 + key <= first + row);
-        }
-        word[pair] = bitcast<u32>(vec2<f16>(two));
-      }
-      weights[row * WEIGHT_STRIDE + octet] = word;
+      let most = load_tokens(4u * (keyRow0 + min(first + row, CHUNK_ROWS - 1u)) + 1u) - WEIGHT_EXPONENT;
+      let at = row * SCORE_STRIDE + 8u * octet;
+      let place = first + row - key0 - 8u * octet; // of the row among the octet's keys; beyond 2^31 where it is before them
+      let ends = select(0u, min(place + 1u, 8u), place < 0x80000000u);
+${each(
+  8,
+  (k) =>
+    `let w_${k} = select(0.0, power(scores[at + ${k}u], DEGREE) * exp2(keyLevels[8u * octet + ${k}u] - most), ${k}u < ends);`,
+)}
+      weights[row * WEIGHT_STRIDE + octet] = ${octetOf("w")};
     }
     workgroupBarrier();
     for (var step = 0u; step < KEYS; step += MATRIX_K) {

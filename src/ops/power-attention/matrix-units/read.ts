@@ -19,6 +19,17 @@ const body = (tiles: PowerTiles, columns: number) => {
   const { tokens, down, across } = tiles.read;
   const own = tokens / (down * tiles.M);
   const matricesAcross = columnMatrices(columns / across, tiles);
+  const lanes = down * across * tiles.subgroupSize;
+  // A part of the state comes into registers while the one before is multiplied.
+  const size = 8 * columns;
+  const own16 = Math.ceil(size / lanes);
+  const within = (k: number, text: string) =>
+    (k + 1) * lanes <= size ? text : `if (lane + ${k * lanes}u < ${size}u) { ${text} }`;
+  const fetch = each(own16, (k) => within(k, `next_${k} = load4_s(s0 + lane + ${k * lanes}u);`));
+  const place = (k: number) => `((lane + ${k * lanes}u) / OCTETS) * S_STRIDE + (lane + ${k * lanes}u) % OCTETS`;
+  const keep = each(own16, (k) =>
+    within(k, `part[${(columns / 8) % 2 === 1 ? `lane + ${k * lanes}u` : place(k)}] = next_${k};`),
+  );
   return `${matrices(tiles)}
 const LANES = DOWN * ACROSS * SUBGROUP;
 const PHI_STRIDE = 9;
@@ -42,15 +53,21 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   let ownRow = ((lane / SUBGROUP) / ACROSS) * OWN_ROWS;
   let ownColumn = ((lane / SUBGROUP) % ACROSS) * OWN_COLUMNS;
   ${declareSums(own, matricesAcross)}
+  var s0 = state * P.features * OCTETS;
+  ${each(own16, (k) => `var next_${k} = vec4u(0);`)}
+  ${fetch}
   for (var group = 0u; group < P.features / 64u; group++) {
     workgroupBarrier();
+    ${keep}
     for (var n = lane; n < TOKENS; n += LANES) {
       // Rows beyond the chunk repeat its last: nothing is stored for them.
       make_group(row0 + min(token0 + n, CHUNK_ROWS - 1u), f16(exp2(FEATURE_EXPONENT)), group, n * PHI_STRIDE);
     }
-    let s0 = (state * P.features + 64u * group) * OCTETS;
-    for (var n = lane; n < 64u * OCTETS; n += LANES) { part[(n / OCTETS) * S_STRIDE + n % OCTETS] = load4_s(s0 + n); }
     workgroupBarrier();
+    s0 += ${size}u;
+    if (64u * group + 64u < P.features) {
+      ${fetch}
+    }
     for (var step = 0u; step < 64u; step += MATRIX_K) {
       ${multiplyAdd(
         own,

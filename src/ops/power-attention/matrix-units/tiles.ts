@@ -1,4 +1,4 @@
-import { type Matrices, matricesOf, matrixConstants } from "../../../devices/webgpu/matrix-text.js";
+import { each, type Matrices, matricesOf, matrixConstants } from "../../../devices/webgpu/matrix-text.js";
 import type { MatrixUnits } from "../../../devices/webgpu/matrix-units.js";
 import { GROUP, OCTET } from "./features.js";
 
@@ -18,6 +18,8 @@ export interface PowerTiles extends Matrices {
   pairsKeys: { rows: number; queries: number; down: number };
   /** Gradients of features: subgroups, each of as many tokens as it has invocations. */
   gradient: { down: number };
+  /** The same at degree 2, as a product of matrices: subgroups at most. */
+  square: { down: number };
 }
 
 /** The most that one of the kernels binds. */
@@ -43,16 +45,18 @@ export function powerTiles(
       pairsQueries: { rows: 16, keys: 16, down: 2 },
       pairsKeys: { rows: 16, queries: 16, down: 2 },
       gradient: { down: 2 },
+      square: { down: 2 },
     };
   }
   return {
     ...{ ...matrices, stepMultiple: Math.max(K, OCTET), columnMultiple: OCTET },
     accumulate: { groups: 4, steps: 32, down: 4, across: 1, ...tuned.accumulate },
     read: { tokens: 256, down: 8, across: 1, ...tuned.read },
-    pairs: { rows: 128, keys: 32, down: 4, ...tuned.pairs },
-    pairsQueries: { rows: 128, keys: 16, down: 4, ...tuned.pairsQueries },
-    pairsKeys: { rows: 64, queries: 32, down: 4, ...tuned.pairsKeys },
+    pairs: { rows: 128, keys: 16, down: 4, ...tuned.pairs },
+    pairsQueries: { rows: 64, keys: 16, down: 4, ...tuned.pairsQueries },
+    pairsKeys: { rows: 64, queries: 16, down: 4, ...tuned.pairsKeys },
     gradient: { down: 2, ...tuned.gradient },
+    square: { down: 8, ...tuned.square },
   };
 }
 
@@ -84,11 +88,12 @@ fn make_group(row: u32, weight: f16, group: u32, at: u32) {
     let word = bitcast<u32>(load_octets(8u * group));
     let first = load4_x(row * X_OCTETS + (word & 255u) / 8u);
     let octet = load4_x(row * X_OCTETS + (word >> 24u));
-    for (var k = 0u; k < 4u; k++) {
-      let pair = halves(first[k]) * weight;
-      phi[at + 2u * k] = times(octet, pair.x);
-      phi[at + 2u * k + 1u] = times(octet, pair.y);
-    }
+${each(
+  4,
+  (k) => `let pair_${k} = halves(first.${"xyzw"[k]}) * weight;
+    phi[at + ${2 * k}u] = times(octet, pair_${k}.x);
+    phi[at + ${2 * k + 1}u] = times(octet, pair_${k}.y);`,
+)}
     return;
   }
   for (var k = 0u; k < 8u; k++) {
