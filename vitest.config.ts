@@ -4,6 +4,7 @@ export default defineConfig({
   test: {
     include: ["src/**/*.test.ts", "test/**/*.test.ts"],
     globalSetup: "test/build.ts",
+    reporters: ["default", "./test/skipped-reporter.ts"],
     pool: "forks",
     testTimeout: 120_000,
     // Two cores: each test file may start its own worker threads.

@@ -61,7 +61,8 @@ unpack() {
   printf "deb [signed-by=$keyring] $uri %s main\n" "$suite" "$backports" > "$apt/sources.list"
   local options=(-o Dir::Etc::SourceList="$apt/sources.list" -o Dir::Etc::SourceParts=/dev/null
     -o Dir::State::Lists="$apt/lists" -o Dir::State::Status="$apt/dpkg/status" -o Dir::Cache="$apt/cache"
-    -o APT::Sandbox::User="$(id -un)" -o Debug::NoLocking=1 -qq -y)
+    -o APT::Sandbox::User="$(id -un)" -o Debug::NoLocking=1
+    -o Acquire::Retries=1 -o Acquire::http::Timeout=20 -o Acquire::https::Timeout=20 -qq -y)
   apt-get "${options[@]}" update
   apt-get "${options[@]}" -d --no-install-recommends install "mesa-vulkan-drivers/$backports" libvulkan1 patchelf
   rm -rf "$root.new"

@@ -1,69 +1,20 @@
-import { existsSync } from "node:fs";
-import { createServer, type Server } from "node:http";
-import type { AddressInfo } from "node:net";
-import { build } from "esbuild";
-import { type Browser, chromium, type Page } from "playwright-core";
+import type { Page } from "playwright-core";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import type { PowerOptions } from "../src/index.js";
 import type { DType } from "../src/tensor/dtype.js";
 import type { Report } from "./browser/page.js";
+import { executablePath, missing, type Pages, startPages } from "./browser/pages.js";
 import { TOLERANCE } from "./tolerances.js";
-
-const executablePath = process.env["CHROMIUM"] ?? "/usr/bin/chromium";
-const missing = !existsSync(executablePath);
-
-/** What a page needs for threads. */
-const ISOLATION = { "Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp" };
-const POLICY = "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self'";
 
 type Compare = (dtype: DType, options: PowerOptions, threads?: number) => Promise<Report>;
 
 describe.skipIf(missing)(`in a page (${missing ? "skipped, no Chromium at " : ""}${executablePath})`, () => {
-  let browser: Browser;
-  let server: Server;
-  let origin: string;
-
+  let pages: Pages;
   beforeAll(async () => {
-    const { outputFiles } = await build({
-      entryPoints: [new URL("browser/page.ts", import.meta.url).pathname],
-      bundle: true,
-      format: "esm",
-      platform: "browser",
-      target: "es2022",
-      write: false,
-      logLevel: "silent",
-    });
-    server = createServer(({ url }, response) => {
-      const { pathname, searchParams } = new URL(url ?? "/", "http://localhost");
-      if (searchParams.has("isolated"))
-        for (const [name, value] of Object.entries(ISOLATION)) response.setHeader(name, value);
-      if (searchParams.has("policy")) response.setHeader("Content-Security-Policy", POLICY);
-      if (pathname === "/page.js") {
-        response.setHeader("Content-Type", "text/javascript").end(outputFiles[0].text);
-      } else {
-        response.setHeader("Content-Type", "text/html");
-        response.end('<!doctype html><title>test</title><script type="module" src="/page.js?isolated"></script>');
-      }
-    });
-    await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-    origin = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
-    browser = await chromium.launch({
-      executablePath,
-      args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"],
-    });
+    pages = await startPages("page.ts", ["--disable-gpu"]);
   });
-
-  afterAll(async () => {
-    await browser?.close();
-    await new Promise((resolve) => server.close(resolve));
-  });
-
-  async function open(query: string): Promise<Page> {
-    const page = await browser.newPage();
-    await page.goto(`${origin}/?${query}`);
-    await page.waitForFunction(() => "compare" in globalThis);
-    return page;
-  }
+  afterAll(() => pages?.close());
+  const open = (query: string) => pages.open(query);
 
   const compare = (page: Page, ...args: Parameters<Compare>): Promise<Report> =>
     page.evaluate((values) => (globalThis as unknown as { compare: Compare }).compare(...values), args);

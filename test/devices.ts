@@ -1,29 +1,35 @@
 import { describe } from "vitest";
-import type { DeviceKind } from "../src/devices/device.js";
+import type { Device, DeviceKind } from "../src/devices/device.js";
+import { getDevice } from "../src/devices/get-device.js";
 import { findAdapter } from "../src/devices/webgpu/adapter.js";
 
+/** Of a GPU, or of a driver that plays one. */
 export const hasAdapter = (await findAdapter()) !== undefined;
 
-/** The GPU, or a driver that plays one, where there is either; test/gpu.test.ts reports what is skipped without. */
-const gpu: DeviceKind[] = hasAdapter ? ["webgpu"] : [];
-
-type Operation = "powerFull" | "lowLevel" | "softmax" | "featureMap" | "step";
-
-/** Which devices have the kernels of each operation: the suites run over these lists. */
-export const READY: Record<Operation, readonly DeviceKind[]> = {
-  powerFull: ["oracle", "wasm", ...gpu],
-  lowLevel: ["oracle", "wasm", ...gpu],
-  softmax: ["oracle", "wasm", ...gpu],
-  featureMap: ["oracle", "wasm", ...gpu],
-  step: ["oracle", "wasm", ...gpu],
-};
-
+/** Every kind runs every operation. */
+export const DEVICES: readonly DeviceKind[] = ["oracle", "wasm", "webgpu"];
 /** Those besides the oracle, which the oracle checks. */
-export function others(kinds: readonly DeviceKind[]): DeviceKind[] {
-  return kinds.filter((kind) => kind !== "oracle");
+export const OTHERS: readonly DeviceKind[] = ["wasm", "webgpu"];
+
+export function isHere(kind: DeviceKind): boolean {
+  return kind !== "webgpu" || hasAdapter;
 }
 
-/** Suites of the webgpu device alone: skipped, name by name, where there is no adapter. */
+/** The device for a suite; a stand-in while the tests of a skipped one are only listed. */
+export function deviceOf(kind: DeviceKind): Promise<Device> {
+  return getDevice(isHere(kind) ? kind : "oracle");
+}
+
+/** A suite for each kind of device, %s in its name; skipped, test by test, where a device is missing. */
+export function describeOn<K extends DeviceKind>(
+  kinds: readonly K[],
+  name: string,
+  body: (kind: K) => void | Promise<void>,
+): void {
+  for (const kind of kinds) describe.skipIf(!isHere(kind))(name.replace("%s", kind), () => body(kind));
+}
+
+/** Suites of the webgpu device alone. */
 export function describeOnGpu(name: string, body: () => void): void {
   describe.skipIf(!hasAdapter)(name, body);
 }

@@ -1,5 +1,5 @@
 import { describe, it } from "vitest";
-import { getDevice } from "../src/devices/get-device.js";
+import type { DeviceKind } from "../src/devices/device.js";
 import { expandedDim } from "../src/feature-map.js";
 import { chunkAttention } from "../src/ops/chunk-attention/index.js";
 import { chunkState } from "../src/ops/chunk-state/index.js";
@@ -21,7 +21,7 @@ import {
   place,
   randomInputs,
 } from "./attention.js";
-import { others, READY } from "./devices.js";
+import { DEVICES, describeOn, deviceOf, OTHERS } from "./devices.js";
 import { attentionTolerance, FINITE_DIFFERENCE } from "./tolerances.js";
 
 type Run = (x: Record<string, Tensor>) => Record<string, Tensor>;
@@ -105,8 +105,8 @@ describe("gradients of the low-level operations against central differences", ()
 });
 
 /** Outputs and gradients of a run on a device. */
-async function solveOn(kind: (typeof READY.lowLevel)[number] | "wasm", inputs: Arrays, upstream: Arrays, run: Run) {
-  const device = await getDevice(kind);
+async function solveOn(kind: DeviceKind, inputs: Arrays, upstream: Arrays, run: Run) {
+  const device = await deviceOf(kind);
   const x = place(device, inputs, true);
   const outs = run(x);
   const up = place(device, upstream);
@@ -120,35 +120,29 @@ async function solveOn(kind: (typeof READY.lowLevel)[number] | "wasm", inputs: A
   return found;
 }
 
-describe("low-level operations against the oracle", () => {
-  const kinds = others(READY.lowLevel) as "wasm"[];
-  if (kinds.length === 0) it.skip("no device besides the oracle has the kernels");
-  for (const kind of kinds) {
-    for (const degree of [1, 2, 3, 4]) {
-      for (const gated of [true, false]) {
-        it.each(operations(degree, gated))(`${kind} %s, p=${degree}, gated ${gated}`, async (_, ins, outs, run) => {
-          const [inputs, upstream] = [draw(ins, 1), draw(outs, 2)];
-          const truth = await solveOn("oracle", inputs, upstream, run);
-          expectSame(await solveOn(kind, inputs, upstream, run), truth, (name) =>
-            attentionTolerance(kind, "f32", name.startsWith("d") ? "gradient" : "output"),
-          );
-        });
-      }
+describeOn(OTHERS, "low-level operations against the oracle, on %s", (kind) => {
+  for (const degree of [1, 2, 3, 4]) {
+    for (const gated of [true, false]) {
+      it.each(operations(degree, gated))(`%s, p=${degree}, gated ${gated}`, async (_, ins, outs, run) => {
+        const [inputs, upstream] = [draw(ins, 1), draw(outs, 2)];
+        const truth = await solveOn("oracle", inputs, upstream, run);
+        expectSame(await solveOn(kind, inputs, upstream, run), truth, (name) =>
+          attentionTolerance(kind, "f32", name.startsWith("d") ? "gradient" : "output"),
+        );
+      });
     }
   }
-  for (const kind of others(READY.softmax) as "wasm"[]) {
-    it(`${kind} softmaxAttention`, async () => {
-      const [inputs, upstream] = [draw(SOFTMAX.inputs, 1), draw(SOFTMAX.outputs, 2)];
-      const truth = await solveOn("oracle", inputs, upstream, SOFTMAX.run);
-      expectSame(await solveOn(kind, inputs, upstream, SOFTMAX.run), truth, (name) =>
-        attentionTolerance(kind, "f32", name.startsWith("d") ? "gradient" : "output"),
-      );
-    });
-  }
+  it("softmaxAttention", async () => {
+    const [inputs, upstream] = [draw(SOFTMAX.inputs, 1), draw(SOFTMAX.outputs, 2)];
+    const truth = await solveOn("oracle", inputs, upstream, SOFTMAX.run);
+    expectSame(await solveOn(kind, inputs, upstream, SOFTMAX.run), truth, (name) =>
+      attentionTolerance(kind, "f32", name.startsWith("d") ? "gradient" : "output"),
+    );
+  });
 });
 
-describe.each(READY.lowLevel)("composition on %s", async (kind) => {
-  const device = await getDevice(kind);
+describeOn(DEVICES, "composition on %s", async (kind) => {
+  const device = await deviceOf(kind);
   const problem: Problem = {
     batch: 2,
     time: 11,
@@ -194,7 +188,6 @@ describe.each(READY.lowLevel)("composition on %s", async (kind) => {
   });
 
   it("φ(q)·φ(k) is (q·k)^p", async () => {
-    if (!READY.featureMap.includes(kind)) return;
     for (const degree of [1, 2, 3, 4]) {
       const { q, k } = place(device, draw({ q: [5, 6], k: [5, 6] }, degree));
       const features = featureMap(q, degree).mul(featureMap(k, degree)).sum(-1);

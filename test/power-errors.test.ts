@@ -15,7 +15,7 @@ import { powerAttention, powerFull } from "../src/power-attention.js";
 import { randn, tensor, zeros } from "../src/tensor/create.js";
 import type { DType } from "../src/tensor/dtype.js";
 import type { Tensor } from "../src/tensor/tensor.js";
-import { READY } from "./devices.js";
+import { DEVICES, describeOn } from "./devices.js";
 
 const device = await getDevice("oracle");
 const x = (shape: number[], dtype: DType = "f32") => zeros(shape, { device, dtype });
@@ -325,7 +325,7 @@ describe("bad input", () => {
   });
 });
 
-describe.each(READY.powerFull)("gate check on %s", (kind) => {
+describeOn(DEVICES, "gate check on %s", (kind) => {
   // Where reading is asynchronous it is only done in check mode, and the error comes with the next read or sync.
   it("finds the first value above 0, in a view too", async () => {
     const own = await getDevice(kind, { check: true });
@@ -349,7 +349,7 @@ describe.each(READY.powerFull)("gate check on %s", (kind) => {
   });
 });
 
-describe.each(READY.powerFull)("check mode on %s", (kind) => {
+describeOn(DEVICES, "check mode on %s", (kind) => {
   it("names powerFull where it produced a NaN", async () => {
     const own = await getDevice(kind, { check: true });
     const q = tensor([1, Number.NaN], [1, 2, 1, 1], { device: own });

@@ -15,13 +15,13 @@ import {
   randomInputs,
   solve,
 } from "./attention.js";
-import { READY } from "./devices.js";
+import { DEVICES, describeOn, deviceOf } from "./devices.js";
 import { attentionTolerance, degreeAllowance } from "./tolerances.js";
 
 const base: Problem = { batch: 2, time: 11, queryHeads: 4, heads: 2, headDim: 4, valueDim: 3, degree: 2, gated: true };
 
-describe.each(READY.powerFull)("laws of powerFull on %s", async (kind) => {
-  const device = await getDevice(kind);
+describeOn(DEVICES, "laws of powerFull on %s", async (kind) => {
+  const device = await deviceOf(kind);
   const tolerance = (name: string) => 4 * attentionTolerance(kind, "f32", name.startsWith("d") ? "gradient" : "output");
   const run = async (arrays: Arrays, options: PowerOptions, on: Device = device) => {
     const { q, k, v, logG, s, z } = place(on, arrays);

@@ -1,14 +1,13 @@
-import { describe, expect, it } from "vitest";
-import { getDevice } from "../src/devices/get-device.js";
+import { expect, it } from "vitest";
 import { powerFull } from "../src/power-attention.js";
 import { Scope } from "../src/tensor/scope.js";
 import { noGrad } from "../src/tensor/tape.js";
 import { backwardAll, place, randomInputs } from "./attention.js";
-import { READY } from "./devices.js";
+import { DEVICES, describeOn, deviceOf } from "./devices.js";
 
-describe.each(READY.powerFull)("memory on %s", (kind) => {
+describeOn(DEVICES, "memory on %s", (kind) => {
   it("is flat over a thousand steps, forward and backward", async () => {
-    const device = await getDevice(kind);
+    const device = await deviceOf(kind);
     const { inputs, upstream } = randomInputs({
       batch: 1,
       time: 9,

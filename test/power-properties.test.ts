@@ -1,12 +1,11 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { getDevice } from "../src/devices/get-device.js";
 import { expandedDim, monomials } from "../src/feature-map.js";
 import { powerFull } from "../src/power-attention.js";
 import { PowerState } from "../src/state.js";
 import type { Tensor } from "../src/tensor/tensor.js";
 import { expectClose, expectSame, type Problem, place, randomInputs, solve } from "./attention.js";
-import { READY } from "./devices.js";
+import { DEVICES, describeOn, deviceOf } from "./devices.js";
 import { attentionTolerance } from "./tolerances.js";
 
 const problems: fc.Arbitrary<Problem & { chunkSize: number }> = fc
@@ -26,8 +25,8 @@ const problems: fc.Arbitrary<Problem & { chunkSize: number }> = fc
   })
   .map(({ group, ...rest }) => ({ ...rest, queryHeads: rest.heads * group, options: { normalize: "none" as const } }));
 
-describe.each(READY.powerFull)("any shape on %s", async (kind) => {
-  const device = await getDevice(kind);
+describeOn(DEVICES, "any shape on %s", async (kind) => {
+  const device = await deviceOf(kind);
   const tolerance = (name: string) =>
     16 * attentionTolerance(kind, "f32", name.startsWith("d") ? "gradient" : "output");
 
@@ -45,8 +44,8 @@ describe.each(READY.powerFull)("any shape on %s", async (kind) => {
   });
 });
 
-describe.each(READY.step)("any walk on %s", async (kind) => {
-  const device = await getDevice(kind);
+describeOn(DEVICES, "any walk on %s", async (kind) => {
+  const device = await deviceOf(kind);
   const tolerance = 16 * attentionTolerance(kind, "f32", "output");
 
   it("of a PowerState = the whole sequence", async () => {

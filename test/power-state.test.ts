@@ -9,13 +9,13 @@ import { tensor, zeros } from "../src/tensor/create.js";
 import { Scope } from "../src/tensor/scope.js";
 import { scope, type Tensor } from "../src/tensor/tensor.js";
 import { expectClose, type Problem, place, randomInputs } from "./attention.js";
-import { READY } from "./devices.js";
+import { DEVICES, describeOn, deviceOf, isHere } from "./devices.js";
 import { attentionTolerance } from "./tolerances.js";
 
 const base: Problem = { batch: 2, time: 23, queryHeads: 4, heads: 2, headDim: 4, valueDim: 3, degree: 2, gated: true };
 
-describe.each(READY.step)("PowerState on %s", async (kind) => {
-  const device = await getDevice(kind);
+describeOn(DEVICES, "PowerState on %s", async (kind) => {
+  const device = await deviceOf(kind);
   const tolerance = 8 * attentionTolerance(kind, "f32", "output");
   const make = (options: Partial<PowerStateOptions> = {}) =>
     PowerState.empty({ device, batch: 2, kvHeads: 2, headDim: 4, valueDim: 3, ...options });
@@ -170,7 +170,7 @@ describe.each(READY.step)("PowerState on %s", async (kind) => {
       else expect(() => state.toSafetensors()).toThrow(/must read at once, got webgpu; use await toSafetensorsAsync/);
       expect(await state.clone().toSafetensorsAsync()).toEqual(bytes);
       const whole = await powerFull(x.q, x.k, x.v, { logG: x.logG }).data();
-      for (const other of READY.step) {
+      for (const other of DEVICES.filter(isHere)) {
         const there = await getDevice(other);
         using loaded = PowerState.fromSafetensors(bytes, { device: there });
         expect(loaded.device).toBe(there);

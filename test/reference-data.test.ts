@@ -1,11 +1,10 @@
 import { readFileSync } from "node:fs";
-import { describe, expect, it } from "vitest";
-import { getDevice } from "../src/devices/get-device.js";
+import { expect, it } from "vitest";
 import { powerFull } from "../src/power-attention.js";
 import { f32Values, readSafetensors } from "../src/safetensors.js";
 import { tensor } from "../src/tensor/create.js";
 import { expectClose } from "./attention.js";
-import { READY } from "./devices.js";
+import { DEVICES, describeOn, deviceOf } from "./devices.js";
 import { attentionTolerance, STORED_F32 } from "./tolerances.js";
 
 interface Case {
@@ -20,10 +19,10 @@ const folder = new URL("./data/", import.meta.url);
 const cases: Case[] = JSON.parse(readFileSync(new URL("attention.json", folder), "utf8"));
 const { tensors } = readSafetensors(readFileSync(new URL("attention.safetensors", folder)));
 
-describe.each(READY.powerFull)("reference data on %s", (kind) => {
+describeOn(DEVICES, "reference data on %s", (kind) => {
   const runs = cases.flatMap((one) => [null, one.chunk].map((chunkSize) => ({ ...one, chunkSize })));
   it.each(runs)("$name, chunkSize $chunkSize", async ({ name, degree, scale, chunkSize, gating }) => {
-    const device = await getDevice(kind);
+    const device = await deviceOf(kind);
     const stored = (part: string) => {
       const found = tensors[`${name}.${part}`] ?? tensors[`${name}/${part}`];
       expect(found, `${name} ${part} in ${Object.keys(tensors).join(" ")}`).toBeDefined();

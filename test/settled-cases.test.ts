@@ -1,11 +1,10 @@
 import { describe, expect, it } from "vitest";
-import { getDevice } from "../src/devices/get-device.js";
 import { expandedDim } from "../src/feature-map.js";
 import { featureMap } from "../src/ops/feature-map/index.js";
 import { stateScan } from "../src/ops/state-scan/index.js";
 import { powerFull } from "../src/power-attention.js";
 import { tensor } from "../src/tensor/create.js";
-import { READY } from "./devices.js";
+import { DEVICES, describeOn, deviceOf } from "./devices.js";
 
 const Q = [1, 0, 1, 1, 2, -1];
 const K = [1, 2, 0, 1, 1, 1];
@@ -32,9 +31,9 @@ describe("expandedDim", () => {
   ])("head dim %i, degree %i: %i", (headDim, degree, D) => expect(expandedDim(headDim, degree)).toBe(D));
 });
 
-describe.each(READY.featureMap)("feature map on %s", (kind) => {
+describeOn(DEVICES, "feature map on %s", (kind) => {
   it("lists sorted monomials with the root of their multiplicities", async () => {
-    const device = await getDevice(kind);
+    const device = await deviceOf(kind);
     const digits = kind === "oracle" ? 9 : 5;
     expectValues(await featureMap(tensor([2, 3], [2], { device }), 2).data(), [4, 8.4852813742, 9], digits);
     const cubes = [1, 3.4641016151, 6.9282032303, 8];
@@ -42,8 +41,8 @@ describe.each(READY.featureMap)("feature map on %s", (kind) => {
   });
 });
 
-describe.each(READY.powerFull)("settled cases on %s", async (kind) => {
-  const device = await getDevice(kind);
+describeOn(DEVICES, "settled cases on %s", async (kind) => {
+  const device = await deviceOf(kind);
   // Gates pass through f32: log(0.9) rounded there moves the seventh digit.
   const digits = kind === "oracle" ? 7 : 5;
   const x = (values: number[]) => tensor(values, [1, 3, 1, 2], { device });
@@ -85,9 +84,9 @@ describe.each(READY.powerFull)("settled cases on %s", async (kind) => {
   });
 });
 
-describe.each(READY.lowLevel)("state scan on %s", (kind) => {
+describeOn(DEVICES, "state scan on %s", (kind) => {
   it("of 1, 2, 3 with gates .9, .5, .25", async () => {
-    const device = await getDevice(kind);
+    const device = await deviceOf(kind);
     const digits = kind === "oracle" ? 7 : 5;
     const states = {
       s: tensor([1, 2, 3], [1, 3, 1, 1, 1], { device }),

@@ -1,13 +1,12 @@
-import { describe, expect, it } from "vitest";
-import { getDevice } from "../src/devices/get-device.js";
+import { expect, it } from "vitest";
 import { softmaxAttention } from "../src/ops/softmax-attention/index.js";
 import { tensor } from "../src/tensor/create.js";
 import { expectClose, place, randomInputs } from "./attention.js";
-import { READY } from "./devices.js";
+import { DEVICES, describeOn, deviceOf } from "./devices.js";
 import { attentionTolerance } from "./tolerances.js";
 
-describe.each(READY.softmax)("softmaxAttention on %s", async (kind) => {
-  const device = await getDevice(kind);
+describeOn(DEVICES, "softmaxAttention on %s", async (kind) => {
+  const device = await deviceOf(kind);
   const tolerance = 4 * attentionTolerance(kind, "f32", "output");
 
   it("a worked case: scores ln 1, ln 3 weigh 1/4 and 3/4", async () => {

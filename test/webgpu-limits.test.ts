@@ -3,12 +3,13 @@ import { existsSync } from "node:fs";
 import { expect, test } from "vitest";
 import { getDevice } from "../src/devices/get-device.js";
 import { findAdapter, requestDevice } from "../src/devices/webgpu/adapter.js";
+import type { WebGpuDevice } from "../src/devices/webgpu/device.js";
 import { powerFull } from "../src/power-attention.js";
 import { randn, zeros } from "../src/tensor/create.js";
 import { expectClose, expectSame, type Problem, randomInputs, solve } from "./attention.js";
 import { describeOnGpu } from "./devices.js";
 import { limitedGpu } from "./limited-gpu.js";
-import { attentionTolerance } from "./tolerances.js";
+import { attentionTolerance, IN_F16 } from "./tolerances.js";
 
 const tolerance = (name: string) => attentionTolerance("webgpu", "f32", name.startsWith("d") ? "gradient" : "output");
 
@@ -101,13 +102,28 @@ describeOnGpu("webgpu within the limits of small GPUs", () => {
     gpu.destroy();
   });
 
+  test("states beyond one binding are taken in parts, half inputs on matrix units", async () => {
+    const gpu = await requestDevice((await findAdapter())!);
+    const limits = { maxStorageBufferBindingSize: 8 * headBytes };
+    const device = await getDevice("webgpu", { device: limitedGpu(gpu, { limits }) });
+    const oracle = await getDevice("oracle");
+    expect((device as WebGpuDevice).matrixUnits).toEqual(((await getDevice("webgpu")) as WebGpuDevice).matrixUnits);
+    const problem = { ...small, dtype: "bf16" } as const;
+    const arrays = randomInputs(problem);
+    expectSame(await solve(device, problem, arrays), await solve(oracle, problem, arrays), (name) =>
+      name.startsWith("d") ? IN_F16.gradient : IN_F16.output,
+    );
+    device.dispose();
+    gpu.destroy();
+  });
+
   test("a head's state beyond one binding is refused, with its size", async () => {
     const gpu = await requestDevice((await findAdapter())!);
     const limits = { maxStorageBufferBindingSize: headBytes - 4 };
     const device = await getDevice("webgpu", { device: limitedGpu(gpu, { limits }) });
     const q = randn([1, 4, 1, 16], { device, seed: 1 });
     expect(() => powerFull(q, q, q, { chunkSize: 2 })).toThrow(
-      /powerFull: a head's state must fit the 0\.0 MiB .* got 0\.0 MiB \(expandedDim 136 × valueDim 16 × 4 bytes for degree 2, headDim 16\); use a lower degree/,
+      /powerFull: a head's state must fit the 0\.0 MiB .* got 0\.0 MiB \(expandedDim 136 × valueDim 16, for degree 2, headDim 16\); use a lower degree/,
     );
     expect(powerFull(q, q, q, { chunkSize: null }).shape).toEqual([1, 4, 1, 16]);
     device.dispose();

@@ -21,7 +21,7 @@ const FOLDER = join("runs", "start");
 /** The model of about a million parameters that `npm start` trains: gated power attention of degree 2. */
 const MODEL: Partial<TrainConfig> = {
   ...{ size: "1M", attention: "power", degree: 2, contextLength: 256, batchSize: 4 },
-  ...{ learningRate: 0.004, minLearningRate: 0.0004, weightDecay: 0.1, evalBatches: 4, sampleTokens: 160 },
+  ...{ learningRate: 0.004, minLearningRate: 0.0004, weightDecay: 0.1, evalBatches: 4 },
 };
 
 /** Updates after which the loss is well below a bigram model's; a slow machine takes the time for them. */
@@ -41,6 +41,7 @@ const program = new Command("npm start --")
   .option("--steps <number>", "how many updates to train instead", wholeOf)
   .option("--out <folder>", "where tokens and the run go", FOLDER)
   .option("--prompt <text>", "what the trained model goes on from", "The ")
+  .option("--tokens <number>", "how much it writes at the end", wholeOf, 400)
   .addHelpText(
     "after",
     "\nExamples:\n  npm start -- ~/notes --extensions .txt,.md\n  npm start -- shakespeare.txt --minutes 10 --out runs/shakespeare",
@@ -82,6 +83,7 @@ async function main(): Promise<void> {
     ...base,
     ...{ steps, warmup: Math.min(50, Math.ceil(steps / 5)), evalEvery: every, saveEvery: every },
     sampleEvery: Math.max(1, Math.round(steps / 3)),
+    sampleTokens: Math.min(flags.tokens, 160),
   };
   console.log(`2. Training for ${number(steps)} updates`);
   if (hasCheckpoint(run)) rmSync(run, { recursive: true });
@@ -106,7 +108,11 @@ async function main(): Promise<void> {
   console.log(`3. Writing on from ${JSON.stringify(flags.prompt)}`);
   const device = await deviceFor(config);
   const { model, tokenizer } = await loadGPT(findCheckpoint(run, "best"), { device });
-  const { text, stats } = await generateText(model, tokenizer, { prompt: flags.prompt, maxTokens: 400, seed: 1 });
+  const { text, stats } = await generateText(model, tokenizer, {
+    prompt: flags.prompt,
+    maxTokens: flags.tokens,
+    seed: 1,
+  });
   console.log(`\n${flags.prompt}${text}\n`);
   console.log(
     `   ${Math.round(stats.tokensPerSecond)} tokens/s, ${number(stats.stateBytes)} bytes of state whatever the length`,

@@ -97,6 +97,19 @@ export async function requestDevice(adapter: GPUAdapter): Promise<GPUDevice> {
   });
 }
 
+/**
+ * What a device made elsewhere tells of its adapter. Dawn in Node leaves the shapes of subgroup matrices out there, so they
+ * are asked of an adapter of the same name.
+ */
+export async function infoOf(device: GPUDevice): Promise<GPUAdapterInfo | undefined> {
+  const info = (device as { adapterInfo?: GPUAdapterInfo & { subgroupMatrixConfigs?: unknown[] } }).adapterInfo;
+  const hasMatrices = (device.features as ReadonlySet<string>).has("chromium-experimental-subgroup-matrix");
+  if (!info || !hasMatrices || info.subgroupMatrixConfigs?.length) return info;
+  const alike = (await findAdapter())?.info;
+  const names = ["vendor", "architecture", "device", "description"] as const;
+  return alike && names.every((name) => alike[name] === info[name]) ? alike : info;
+}
+
 /** One line for people. */
 export function describeAdapter(info: GPUAdapterInfo | undefined): string {
   const parts = [info?.description, [info?.vendor, info?.architecture].filter(Boolean).join(" "), info?.device];

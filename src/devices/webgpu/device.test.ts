@@ -146,6 +146,14 @@ describeOnGpu("the webgpu device", () => {
     gpu.destroy();
   });
 
+  test("uses the matrix units of a caller's device that has them", async () => {
+    const gpu = await requestDevice((await findAdapter())!);
+    const theirs = (await getDevice("webgpu", { device: gpu })) as WebGpuDevice;
+    expect(theirs.matrixUnits).toEqual(device.matrixUnits);
+    theirs.dispose();
+    gpu.destroy();
+  });
+
   test("rejects pending work when the device is lost, with the cause, and is made anew", async () => {
     const gpu = await requestDevice((await findAdapter())!);
     const doomed = await getDevice("webgpu", { device: gpu });

@@ -9,7 +9,7 @@ import {
 } from "../../tensor/dtype.js";
 import type { Tensor } from "../../tensor/tensor.js";
 import { Device, type DeviceMemory, Storage } from "../device.js";
-import { describeAdapter, findAdapter, requestDevice } from "./adapter.js";
+import { describeAdapter, findAdapter, infoOf, requestDevice } from "./adapter.js";
 import { Checks } from "./checks.js";
 import { explainCompilation, type KernelSource, kernelKey, shaderOf } from "./kernel.js";
 import { type MatrixUnits, matrixUnits } from "./matrix-units.js";
@@ -165,8 +165,7 @@ export class WebGpuDevice extends Device {
             "leave one of them out, or make that device with Dawn's toggle disable_robustness",
         );
       }
-      const info = (device as { adapterInfo?: GPUAdapterInfo }).adapterInfo;
-      return new WebGpuDevice(device, info, false, options);
+      return new WebGpuDevice(device, await infoOf(device), false, options);
     }
     const adapter = await findAdapter(options);
     if (!adapter) {

@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { checkGradients, exact, expectClose, place, poison, worstError } from "../../../test/attention.js";
-import { others, READY } from "../../../test/devices.js";
+import { DEVICES, describeOn, deviceOf, OTHERS } from "../../../test/devices.js";
 import { attentionTolerance, FINITE_DIFFERENCE } from "../../../test/tolerances.js";
 import type { Device } from "../../devices/device.js";
 import { getDevice } from "../../devices/get-device.js";
@@ -45,8 +45,8 @@ describe("gradients of featureMap against central differences", () => {
   });
 });
 
-describe.each(others(READY.featureMap))("featureMap on %s against the oracle", async (kind) => {
-  const device = await getDevice(kind);
+describeOn(OTHERS, "featureMap on %s against the oracle", async (kind) => {
+  const device = await deviceOf(kind);
   const oracle = await getDevice("oracle");
   const check = async (shape: number[], degree: number, dtype: Float = "f32") => {
     const problem = arrays(shape, degree, dtype);
@@ -82,8 +82,8 @@ describe.each(others(READY.featureMap))("featureMap on %s against the oracle", a
   });
 });
 
-describe.each(READY.featureMap)("laws of featureMap on %s", async (kind) => {
-  const device = await getDevice(kind);
+describeOn(DEVICES, "laws of featureMap on %s", async (kind) => {
+  const device = await deviceOf(kind);
 
   it.each([1, 2, 3, 4])("φ(a)·φ(b) = (a·b)^%i", async (degree) => {
     const { values } = arrays([2, 9], degree).inputs.x;

@@ -2,6 +2,7 @@ import { webgpuDevice } from "../../devices/webgpu/device.js";
 import { empty, type Tensor } from "../../tensor/tensor.js";
 import { concat } from "../copy/index.js";
 import type { PowerBackward, PowerForward, PowerPlan, State } from "./contract.js";
+import { chunkStateBytes, tilesFor } from "./matrix-units/index.js";
 
 /** A share of a call that needs nothing of the others: some key heads of a sequence, with their query heads. */
 interface Piece {
@@ -19,14 +20,16 @@ interface Piece {
 function piecesOf(plan: PowerPlan, like: Tensor): Piece[] | undefined {
   const { batch, heads, queryHeads, expandedDim, valueDim } = plan;
   const limit = webgpuDevice(like).gpu.limits.maxStorageBufferBindingSize;
-  const bytes = 4 * expandedDim * valueDim;
+  // On matrix units states are padded.
+  const tiles = tilesFor(plan, like);
+  const bytes = tiles ? chunkStateBytes({ ...plan, heads: 1 }, tiles) : 4 * expandedDim * valueDim;
   if (!plan.usesState || batch * heads * bytes <= limit) return undefined;
   const most = Math.floor(limit / bytes);
   if (most === 0) {
     const mib = (n: number) => `${(n / 2 ** 20).toFixed(1)} MiB`;
     throw new RangeError(
       `powerFull: a head's state must fit the ${mib(limit)} that a kernel sees of a buffer on this device, got ${mib(bytes)} ` +
-        `(expandedDim ${expandedDim} × valueDim ${valueDim} × 4 bytes for degree ${plan.degree}, headDim ${plan.headDim}); ` +
+        `(expandedDim ${expandedDim} × valueDim ${valueDim}, for degree ${plan.degree}, headDim ${plan.headDim}); ` +
         "use a lower degree, a smaller head dim, or without states chunkSize: null",
     );
   }

@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { type Arrays, checkGradients, expectClose, place, poison, randomInputs } from "../../../test/attention.js";
-import { others, READY } from "../../../test/devices.js";
+import { DEVICES, describeOn, deviceOf, OTHERS } from "../../../test/devices.js";
 import { attentionTolerance, FINITE_DIFFERENCE } from "../../../test/tolerances.js";
 import type { Device } from "../../devices/device.js";
 import { getDevice } from "../../devices/get-device.js";
@@ -56,8 +56,8 @@ describe("gradients of softmaxAttention against central differences", () => {
   });
 });
 
-describe.each(others(READY.softmax))("softmaxAttention on %s against the oracle", async (kind) => {
-  const device = await getDevice(kind);
+describeOn(OTHERS, "softmaxAttention on %s against the oracle", async (kind) => {
+  const device = await deviceOf(kind);
   const oracle = await getDevice("oracle");
   const check = async (shape: Shape, problem = arrays(shape)) => {
     const got = await solve(device, problem, shape.scale);
@@ -129,8 +129,8 @@ describe.each(others(READY.softmax))("softmaxAttention on %s against the oracle"
   it("a long sequence, many segments of keys", () => check({ time: 1200, headDim: 4, valueDim: 4 }));
 });
 
-describe.each(READY.softmax)("laws of softmaxAttention on %s", async (kind) => {
-  const device = await getDevice(kind);
+describeOn(DEVICES, "laws of softmaxAttention on %s", async (kind) => {
+  const device = await deviceOf(kind);
   const shape = { batch: 2, time: 83, queryHeads: 4, heads: 2, headDim: 5, valueDim: 3 };
   const run = async (inputs: Arrays, scale = 1) => {
     const { q, k, v } = place(device, inputs);

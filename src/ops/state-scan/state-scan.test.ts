@@ -8,7 +8,7 @@ import {
   poison,
   worstError,
 } from "../../../test/attention.js";
-import { others, READY } from "../../../test/devices.js";
+import { DEVICES, describeOn, deviceOf, OTHERS } from "../../../test/devices.js";
 import { attentionTolerance, FINITE_DIFFERENCE } from "../../../test/tolerances.js";
 import type { Device } from "../../devices/device.js";
 import { getDevice } from "../../devices/get-device.js";
@@ -95,8 +95,8 @@ describe("gradients of stateScan against central differences", () => {
   });
 });
 
-describe.each(others(READY.lowLevel))("stateScan on %s against the oracle", async (kind) => {
-  const device = await getDevice(kind);
+describeOn(OTHERS, "stateScan on %s against the oracle", async (kind) => {
+  const device = await deviceOf(kind);
   const oracle = await getDevice("oracle");
   const tolerance = (name: string) => attentionTolerance(kind, "f32", name.startsWith("d") ? "gradient" : "output");
 
@@ -129,8 +129,8 @@ describe.each(others(READY.lowLevel))("stateScan on %s against the oracle", asyn
   });
 });
 
-describe.each(READY.lowLevel)("laws of stateScan on %s", async (kind) => {
-  const device = await getDevice(kind);
+describeOn(DEVICES, "laws of stateScan on %s", async (kind) => {
+  const device = await deviceOf(kind);
   const shape: Shape = { chunks: 4, heads: 2, expandedDim: 6, valueDim: 3, time: 8, chunkSize: 2, initial: true };
 
   it("logG = −Infinity and very negative gates forget, without a NaN", async () => {
