@@ -231,7 +231,7 @@ describe("the command", () => {
       expect(value.past.map(([end]: [number]) => end)).toEqual([16, 32, 64, 128, 256, 512, 1024]);
       for (const [, loss] of [...value.past, ...value.curve]) expect(loss).toBeGreaterThan(1);
     }
-    expect(readFileSync(join(out, "past-training.md"), "utf8")).toContain("tokens 8,192");
+    expect(readFileSync(join(out, "past-training.md"), "utf8")).toContain("tokens 4,096");
     expect(readFileSync(join(out, "past-training.svg"), "utf8")).toMatch(/^<svg/);
     const job = join(out, "jobs", `${records[0].name}.json`);
     const written = statSync(job).mtimeMs;

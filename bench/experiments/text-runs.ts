@@ -20,8 +20,8 @@ export type Kind = keyof typeof KINDS;
 
 /** Half a million parameters: small enough that the five claims take an afternoon on two cores. */
 const MODEL = { nLayer: 4, nEmbd: 96, headSize: 32 };
-const TOKENS_PER_STEP = 4096;
-const STEPS = 1000;
+const TOKENS_PER_STEP = 2048;
+const STEPS = 600;
 /** Held-out tokens that a trained model is judged by. */
 const JUDGED = 2 ** 17;
 /** Models of this context are also read past it. */
