@@ -48,7 +48,7 @@ const POWER_OPTIONS: readonly string[] = [
   "chunkSize",
   "normalize",
 ];
-/** Tokens in a chunk where the caller leaves the choice: long enough that states cost little memory. */
+/** Tokens in a chunk where nobody chooses: long enough that states cost little memory. */
 export const DEFAULT_CHUNK_SIZE = 256;
 
 /**
@@ -56,18 +56,20 @@ export const DEFAULT_CHUNK_SIZE = 256;
  *     quadratic   T/2 · (d + e)
  *     chunked     C/2 · (d + e)  +  D · (e + 1)  +  D · (e + 1) · H/Hq
  * — inside the chunk, reading the state, and its share of updating it. Returns the chunk size of the cheaper form,
- * null for the quadratic one; degrees above 4 have no other.
+ * null for the quadratic one; degrees above 4 have no other. `preferred`: the chunk of the chunked form, as the device's
+ * `chunkSize` tells.
  */
 export function chooseChunkSize(
   plan: Pick<SequencePlan, "time" | "queryHeads" | "heads" | "headDim" | "valueDim" | "degree">,
+  preferred: number = DEFAULT_CHUNK_SIZE,
 ): number | null {
   const { time, queryHeads, heads, headDim, valueDim, degree } = plan;
-  if (degree > MAX_STATE_DEGREE || time <= DEFAULT_CHUNK_SIZE) return null;
+  if (degree > MAX_STATE_DEGREE || time <= preferred) return null;
   const perPair = headDim + valueDim;
   const state = expandedDim(headDim, degree) * (valueDim + 1) * (1 + heads / queryHeads);
-  const chunked = (DEFAULT_CHUNK_SIZE / 2) * perPair + state;
+  const chunked = (preferred / 2) * perPair + state;
   const quadratic = (time / 2) * perPair;
-  return chunked < quadratic ? DEFAULT_CHUNK_SIZE : null;
+  return chunked < quadratic ? preferred : null;
 }
 
 /** Checks every argument of `powerFull`, fills in defaults and makes the plan; nothing below checks them again. */
@@ -113,7 +115,8 @@ export function planPower(
     "initialState.s": initialState?.s,
     "initialState.z": initialState?.z,
   });
-  const chunkSize = options.chunkSize === undefined ? chooseChunkSize({ ...dims, degree }) : options.chunkSize;
+  const chunkSize =
+    options.chunkSize === undefined ? chooseChunkSize({ ...dims, degree }, device.chunkSize) : options.chunkSize;
   const sequence = sequencePlan(dims, { degree, scale, chunkSize, gated: logG !== undefined });
   const usesState = sequence.chunks > 1 || initialState !== undefined || returnFinalState;
   const plan: PowerPlan = {

@@ -17,6 +17,6 @@ export function largeModel({ quick }: Context, device: WebGpuDevice, attention: 
 export function trainingOperations(config: GPTConfig, batch: number, time: number): number {
   const { nHead, qheadRatio, headSize, degree, attention } = config;
   const dims = { time, queryHeads: nHead * qheadRatio, heads: nHead, headDim: headSize, valueDim: headSize, degree };
-  const chosen = attention === "softmax" ? null : config.chunkSize || chooseChunkSize(dims);
+  const chosen = attention === "softmax" ? null : config.chunkSize || chooseChunkSize(dims, 512);
   return stepOperations({ ...config, contextLength: time, chunkSize: chosen ?? time }, batch);
 }

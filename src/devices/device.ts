@@ -45,6 +45,8 @@ export abstract class Device {
   readonly check: boolean = false;
   /** Most bytes that tensors and working memory may take together. */
   readonly memoryLimit: number = 4 * 2 ** 30;
+  /** Tokens in a chunk of power attention where the caller leaves the choice; undefined: 256. */
+  readonly chunkSize: number | undefined = undefined;
   /** One line for people: kind, threads or adapter, features. */
   abstract readonly description: string;
 
