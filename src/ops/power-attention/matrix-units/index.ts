@@ -29,7 +29,7 @@ export function tilesFor(plan: SequencePlan, x: Tensor): PowerTiles | undefined 
   const { gpu, matrixUnits, tuned } = webgpuDevice(x);
   const { degree, scale } = plan;
   const plain = degree >= 1 && degree <= 4 && (scale > 0 || (scale < 0 && degree % 2 === 0));
-  return x.dtype === "f32" || !plain ? undefined : powerTiles(matrixUnits, gpu.limits, tuned);
+  return x.dtype === "f32" || !plain ? undefined : powerTiles(matrixUnits, gpu.limits, plan, tuned);
 }
 
 /** φ's order for a plan, and its table of octets on the device. */

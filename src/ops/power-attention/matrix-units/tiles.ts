@@ -1,4 +1,4 @@
-import { each, type Matrices, matricesOf, matrixConstants } from "../../../devices/webgpu/matrix-text.js";
+import { each, type Matrices, matricesOf, matrixConstants, rowStride } from "../../../devices/webgpu/matrix-text.js";
 import type { MatrixUnits } from "../../../devices/webgpu/matrix-units.js";
 import { GROUP, OCTET } from "./features.js";
 
@@ -25,39 +25,70 @@ export interface PowerTiles extends Matrices {
 /** The most that one of the kernels binds. */
 const BINDINGS = 12;
 
-/** The tiles of a GPU, or undefined where matrix units have no shape that fits. */
+/** Bytes of workgroup memory that the hungriest of the kernels takes, for heads of `width` elements and values of `columns`. */
+function workgroupBytes(tiles: PowerTiles, width: number, columns: number, degree: number): number {
+  const line = (octets: number) => 16 * rowStride(octets);
+  const [x, y] = [line(width / OCTET), line(columns / OCTET)];
+  const { accumulate, read, pairs, pairsQueries, pairsKeys, gradient, subgroupSize } = tiles;
+  const scores = (rows: number, others: number) => rows * (4 * (others + 1) + line(others / OCTET));
+  const lanes = gradient.down * subgroupSize;
+  return Math.max(
+    accumulate.steps * (line(8 * accumulate.groups) + y),
+    read.tokens * line(8) + GROUP * y,
+    pairs.keys * (x + y + 4) + scores(pairs.rows, pairs.keys),
+    pairsQueries.keys * (x + y + 4) +
+      scores(pairsQueries.rows, pairsQueries.keys) +
+      4 * pairsQueries.rows * (pairsQueries.keys + 1),
+    pairsKeys.queries * (x + y + 8) + 2 * scores(pairsKeys.rows, pairsKeys.queries),
+    degree === 2 ? 0 : GROUP * y + 4 * lanes * (GROUP + 1 + width + 1),
+  );
+}
+
+/**
+ * The tiles of a GPU for heads of these sizes, or undefined where matrix units have no shape that fits. On an NVIDIA H200
+ * these were the fastest of those tried (docs/LOG.md).
+ */
 export function powerTiles(
   units: MatrixUnits | undefined,
   limits: GPUSupportedLimits,
+  { headDim, valueDim, degree }: { headDim: number; valueDim: number; degree: number },
   tuned: Record<string, Record<string, number>>,
 ): PowerTiles | undefined {
   if (!units || limits.maxStorageBuffersPerShaderStage < BINDINGS) return undefined;
   const matrices = matricesOf(units);
   const { M, K, narrow, subgroupSize } = matrices;
   if (narrow !== OCTET || GROUP % M !== 0 || 16 % K !== 0) return undefined;
+  const stepMultiple = Math.max(K, OCTET);
   // Subgroups of fewer than 16 are a processor that plays a GPU: it compiles large tiles for minutes.
-  if (subgroupSize < 16 || limits.maxComputeWorkgroupStorageSize < 48 * 1024) {
-    return {
-      ...{ ...matrices, stepMultiple: OCTET, columnMultiple: OCTET },
-      accumulate: { groups: 1, steps: 16, down: 2, across: 1 },
-      read: { tokens: 32, down: 2, across: 1 },
-      pairs: { rows: 32, keys: 16, down: 2 },
-      pairsQueries: { rows: 16, keys: 16, down: 2 },
-      pairsKeys: { rows: 16, queries: 16, down: 2 },
-      gradient: { down: 2 },
-      square: { down: 2 },
-    };
-  }
-  return {
-    ...{ ...matrices, stepMultiple: Math.max(K, OCTET), columnMultiple: OCTET },
-    accumulate: { groups: 4, steps: 32, down: 4, across: 1, ...tuned.accumulate },
-    read: { tokens: 256, down: 8, across: 1, ...tuned.read },
-    pairs: { rows: 64, keys: 16, down: 4, ...tuned.pairs },
-    pairsQueries: { rows: 64, keys: 16, down: 4, ...tuned.pairsQueries },
-    pairsKeys: { rows: 64, queries: 16, down: 4, ...tuned.pairsKeys },
-    gradient: { down: 2, ...tuned.gradient },
-    square: { down: 8, ...tuned.square },
-  };
+  const played = subgroupSize < 16;
+  if (played && Math.max(headDim, valueDim) > 64) return undefined;
+  const large = valueDim > 64;
+  const tiles: PowerTiles = played
+    ? {
+        ...{ ...matrices, stepMultiple, columnMultiple: OCTET },
+        accumulate: { groups: 1, steps: 32, down: 4, across: 1 },
+        read: { tokens: 32, down: 4, across: 1 },
+        pairs: { rows: 32, keys: 16, down: 4 },
+        pairsQueries: { rows: 16, keys: 16, down: 2 },
+        pairsKeys: { rows: 16, queries: 16, down: 2 },
+        gradient: { down: 2 },
+        square: { down: 2 },
+      }
+    : {
+        ...{ ...matrices, stepMultiple, columnMultiple: large ? 2 * OCTET : OCTET },
+        accumulate: { groups: 4, steps: 32, down: 4, across: large ? 2 : 1, ...tuned.accumulate },
+        read: { ...(large ? { tokens: 128, down: 4, across: 2 } : { tokens: 256, down: 8, across: 1 }), ...tuned.read },
+        pairs: { rows: 64, keys: 16, down: 4, ...tuned.pairs },
+        pairsQueries: { rows: 64, keys: 16, down: 4, ...tuned.pairsQueries },
+        pairsKeys: { rows: 64, queries: 16, down: 4, ...tuned.pairsKeys },
+        gradient: { down: Math.max(headDim, valueDim) > 64 ? 1 : 2, ...tuned.gradient },
+        square: { down: 8, ...tuned.square },
+      };
+  const padded = (n: number, multiple: number) => Math.ceil(n / multiple) * multiple;
+  const width = padded(headDim, stepMultiple);
+  const columns = padded(padded(valueDim, stepMultiple) + 1, tiles.columnMultiple);
+  const bytes = workgroupBytes(tiles, width, columns, degree);
+  return bytes <= limits.maxComputeWorkgroupStorageSize ? tiles : undefined;
 }
 
 /** Features of packed rows are at most 1 and mostly far less: they are multiplied by this power of two. */
