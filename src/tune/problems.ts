@@ -25,7 +25,8 @@ export interface Problem {
   prepare(): { run(): Tensor[]; dispose(): void };
 }
 
-const DISPATCHES = {
+/** What profiles call the kernels of a tile. */
+export const DISPATCHES: Record<string, RegExp> = {
   accumulate: /^accumulate-on-matrix-units$/,
   read: /^read-on-matrix-units$/,
   pairs: /^pairs-on-matrix-units$/,
@@ -33,7 +34,8 @@ const DISPATCHES = {
   pairsKeys: /^pairs-gradient-keys$/,
   square: /^square-gradient/,
   gradient: /^feature-gradient/,
-} as const;
+  matmul: /^matmul-.*matrix-units$/,
+};
 
 /** Power attention and its gradients, bf16, gated, in chunks. */
 function powerProblem(device: WebGpuDevice, tokens: number, heads: number, headDim: number, degree: number): Problem {
@@ -82,7 +84,7 @@ function matmulProblem(device: WebGpuDevice, size: number): Problem {
     };
     return { run: () => [a.matmul(b)], dispose };
   };
-  const kernels = start ? [{ name: "matmul", dispatches: /^matmul-.*matrix-units$/, start: { ...start } }] : [];
+  const kernels = start ? [{ name: "matmul", dispatches: DISPATCHES.matmul, start: { ...start } }] : [];
   return { words: `a product of f16 matrices, ${size} × ${size}`, kernels, prepare };
 }
 
