@@ -63,7 +63,7 @@ function powerProblem(device: WebGpuDevice, tokens: number, heads: number, headD
         input.grad = null;
         return grad!;
       });
-      return [output, ...gradients];
+      return [output.detach(), ...gradients];
     };
     const dispose = () => {
       for (const tensor of [q, k, v, logG, upstream]) tensor.dispose();

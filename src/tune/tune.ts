@@ -50,16 +50,20 @@ function neighbours(tile: Tile, most: number): Tile[] {
   return all.slice(1).map(({ tile }) => tile);
 }
 
-function difference(found: ArrayLike<number>[], wanted: ArrayLike<number>[]): number {
-  const shares = wanted.map((values, k) => {
-    let [off, all] = [0, 0];
-    for (let n = 0; n < values.length; n++) {
-      off += (found[k][n] - values[n]) ** 2;
-      all += values[n] ** 2;
-    }
-    return off === 0 ? 0 : Math.sqrt(off / all);
+/** ‖found − wanted‖ / ‖wanted‖ of the tensor where that is largest, computed on the device; NaN where one is. */
+async function difference(found: Tensor[], wanted: Tensor[]): Promise<number> {
+  const sums = wanted.flatMap((x, k) => {
+    const truth = x.to("f32");
+    const off = found[k].to("f32").sub(truth);
+    return [off.mul(off).sum(), truth.mul(truth).sum()];
   });
-  return Math.max(...shares); // NaN where one is
+  const numbers = await Promise.all(sums.map(async (sum) => (await sum.data())[0]));
+  return Math.max(...wanted.map((_, k) => (numbers[2 * k] === 0 ? 0 : Math.sqrt(numbers[2 * k] / numbers[2 * k + 1]))));
+}
+
+/** Gradients outlive the scope that they were made in. */
+function disposeAll(tensors: Tensor[]): void {
+  for (const tensor of tensors) tensor.dispose();
 }
 
 /** A kernel in a problem that runs it. */
@@ -70,15 +74,26 @@ class Trial {
     private readonly run: () => Tensor[],
   ) {}
 
-  async results(tile: Tile): Promise<ArrayLike<number>[]> {
+  /** Results with the tile in use; the caller disposes them. */
+  reference(): Tensor[] {
+    using _ = new Scope();
+    return this.run().map((tensor) => tensor.keep());
+  }
+
+  async differs(tile: Tile, reference: Tensor[]): Promise<number> {
     using _ = new Scope();
     this.device.tuned[this.kernel.name] = tile;
-    return Promise.all(this.run().map((tensor) => tensor.data()));
+    const found = this.run();
+    try {
+      return await difference(found, reference);
+    } finally {
+      disposeAll(found);
+    }
   }
 
   #once(): void {
     using _ = new Scope();
-    this.run();
+    disposeAll(this.run());
   }
 
   /** Milliseconds of the kernel in one run, the median of some, on a warm GPU. */
@@ -161,13 +176,13 @@ async function search(
   const { name, start, sizes } = kernel;
   const units = matricesOf(device.matrixUnits!);
   const trial = new Trial(device, kernel, run);
-  const reference = await trial.results(start);
-  const table = { tile: start, ms: await trial.time(start) };
+  const table = { tile: start, ms: await trial.time(start) }; // in use from here on
   onProgress(`  ${name}: ${table.ms.toFixed(3)} ms, ${show(start)} (the table's)`);
 
+  const reference = trial.reference();
   const attempt = async (tile: Tile): Promise<number | undefined> => {
     try {
-      const off = difference(await trial.results(tile), reference);
+      const off = await trial.differs(tile, reference);
       if (!(off <= TOLERANCE)) throw new Error(`its results differ by ${off}`);
       const ms = await trial.time(tile);
       onProgress(`  ${name}: ${ms.toFixed(3)} ms, ${show(tile)}`);
@@ -192,6 +207,7 @@ async function search(
     }
     if (best === from) break;
   }
+  disposeAll(reference);
   if (best === table) return { kernel: name, table, best };
   // The fastest of many is partly the luckiest: both once more, by turns.
   const [before, after]: number[][] = [[], []];
