@@ -4,7 +4,11 @@ const SLOT = 256; // minUniformBufferOffsetAlignment's default, which every devi
 const SLOTS = 256;
 const USAGE_UNIFORM = 0x40 | 0x08; // UNIFORM | COPY_DST
 
-/** Submitted at least this often, so that the GPU works while the rest of a step is still being recorded. */
+/**
+ * Submitted at least this often, so that the GPU works while the rest of a step is still being recorded: soon at first, when
+ * the GPU may be idle, then less and less often.
+ */
+const FIRST_SUBMIT = 4;
 const DISPATCHES_PER_SUBMIT = 64;
 /** `writeBuffer` holds its copy until something is submitted. */
 const WRITES_PER_SUBMIT = 64 * 2 ** 20;
@@ -22,6 +26,7 @@ export class Recorder {
   #encoder: GPUCommandEncoder | undefined;
   #pass: GPUComputePassEncoder | undefined;
   #dispatches = 0;
+  #due = FIRST_SUBMIT;
   #written = 0;
   /** While it is there, each dispatch is a pass of its own that writes down when it began and ended. */
   profile: Profile | undefined;
@@ -46,7 +51,11 @@ export class Recorder {
     writeParameters: (view: DataView) => void,
     workgroups: readonly number[],
   ): void {
-    if (this.#dispatches === SLOTS || this.#dispatches >= DISPATCHES_PER_SUBMIT) this.submit();
+    if (this.#dispatches >= this.#due) {
+      const due = Math.min(4 * this.#due, DISPATCHES_PER_SUBMIT);
+      this.submit();
+      this.#due = due;
+    }
     this.#encoder ??= this.gpu.createCommandEncoder();
     const timestampWrites = this.profile?.mark(pipeline.label);
     if (timestampWrites) this.#endPass();
@@ -84,6 +93,7 @@ export class Recorder {
     this.#queue.submit(this.#encoder ? [this.#encoder.finish()] : []);
     this.#encoder = undefined;
     this.#dispatches = 0;
+    this.#due = FIRST_SUBMIT;
     this.#written = 0;
   }
 

@@ -1,13 +1,14 @@
 import { webgpuDevice } from "../../devices/webgpu/device.js";
 import type { KernelSource } from "../../devices/webgpu/kernel.js";
+import { rowsAreWide, WIDE } from "../../devices/webgpu/wide.js";
 import type { DType } from "../../tensor/dtype.js";
 import { empty, type Tensor } from "../../tensor/tensor.js";
 import type { SequencePlan } from "../power-attention/contract.js";
 
-const kernel = (dtype: DType): KernelSource => ({
+const kernel = (dtype: DType, wide: boolean): KernelSource => ({
   name: "chunk-largest",
-  constants: {},
-  tensors: { x: { dtype, access: "read" }, largest: { dtype: "f32", access: "write" } },
+  constants: { WIDE: wide },
+  tensors: { x: { dtype, access: "read", wide }, largest: { dtype: "f32", access: "write" } },
   parameters: {
     time: "u32",
     heads: "u32",
@@ -37,8 +38,17 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   var most = 0u;
   for (var member = 0u; member < P.members; member++) {
     let origin = b * P.xB + start * P.xT + (head * P.members + member) * P.xH;
-    for (var n = lane; n < (end - start) * P.width; n += 256u) {
+    ${
+      wide
+        ? `let octets = P.width / 8u;
+    for (var n = lane; n < (end - start) * octets; n += 256u) {
+      let eight = load8_x(origin + (n / octets) * P.xT + 8u * (n % octets));
+      let four = max(abs(eight.a), abs(eight.b));
+      most = max(most, bitcast<u32>(max(max(four.x, four.y), max(four.z, four.w))));
+    }`
+        : `for (var n = lane; n < (end - start) * P.width; n += 256u) {
       most = max(most, bitcast<u32>(load_x(origin + (n / P.width) * P.xT + n % P.width)) & 0x7fffffffu);
+    }`
     }
   }
   atomicMax(&found, most);
@@ -54,7 +64,8 @@ export function largestOfChunks(plan: SequencePlan, x: Tensor): Tensor {
   const states = batch * chunks * heads;
   const [xB, xT, xH] = x.strides;
   const largest = empty([states], device, "f32");
-  device.dispatch(kernel(x.dtype), {
+  const wide = rowsAreWide(x.shape[3], x) && x.strides.slice(0, 3).every((stride) => stride % WIDE === 0);
+  device.dispatch(kernel(x.dtype, wide), {
     tensors: { x, largest },
     parameters: { time, heads, members: x.shape[2] / heads, chunkSize, chunks, states, width: x.shape[3], xB, xT, xH },
     workgroups: device.spread(states),

@@ -4,7 +4,9 @@ import { empty, scope, type Tensor } from "../../tensor/tensor.js";
 import { pairs } from "../chunk-attention/webgpu-pairs.js";
 import { accumulateFeatures } from "../chunk-state/webgpu-accumulate.js";
 import { cast } from "../copy/webgpu.js";
+import { mapTwo } from "../elementwise/webgpu.js";
 import { readState, stateGradient } from "../query-state/webgpu-query.js";
+import { reduce } from "../reduce/webgpu.js";
 import { scanInPlace, stateInnerProducts } from "../state-scan/webgpu.js";
 import type { PowerBackward, PowerForward, PowerInputs, PowerPlan, SequencePlan, State } from "./contract.js";
 import {
@@ -248,7 +250,8 @@ function halfGradients(
   const products = (x: Tensor) => empty(x.shape.slice(0, 3), x.device, "f32");
   const { q, k, v } = inputs;
   const into: HalfGradients = { q: like(q), k: like(k), v: like(v) };
-  if (plan.gated) into.products = { q: products(q), k: products(k) };
+  // A mean does not change with the length of its query: what its gates receive from queries is 0, and not its rounding.
+  if (plan.gated) into.products = { q: plan.normalize === "sum" ? undefined : products(q), k: products(k) };
   const parts = partsOf(plan, inputs.q);
   const leaving = (part: Part, carried: Partial<State> | undefined) =>
     leavingState(part.plan, tiles, takeInputs(inputs, part), carried);
@@ -260,9 +263,12 @@ function halfGradients(
     const first = entries.get(part);
     if (part.time[1] === plan.time) {
       dLast = takeState(dFinal, part);
-      if (plan.gated && dFinal) finals.unshift(leaving(part, first) as State);
+      if (plan.gated && dFinal && plan.normalize !== "sum") finals.unshift(leaving(part, first) as State);
     }
-    const share = (x: { q: Tensor; k: Tensor }) => ({ q: take(x.q, part), k: take(x.k, part) });
+    const share = <Q extends Tensor | undefined>(x: { q: Q; k: Tensor }) => ({
+      q: take(x.q, part),
+      k: take(x.k, part),
+    });
     const own = { ...share(into), v: take(into.v, part), products: into.products && share(into.products) };
     const upstream = { dy: take(dy, part), dsum: take(dsum, part), first, dLast };
     const given = takeInputs(inputs, part);
@@ -292,12 +298,20 @@ function backward(
 
   // All of the sequence as one chunk: what the keys of a chunk give up, the queries of later chunks receive.
   const whole = { ...plan, chunkSize: Math.max(plan.time, 1), chunks: Math.min(plan.time, 1) };
-  const perChunk =
-    logG && dFinal && stateInnerProducts({ ...whole, chunks: 1 }, dFinal, gather(finals, plan, q), absent(q), false);
+  const inner = (x: Partial<State>, y: State) => stateInnerProducts({ ...whole, chunks: 1 }, x, y, absent(q), false);
+  const dInitial = initialState && gather(dInitials, plan, q);
+  let perChunk: Tensor | undefined;
+  if (logG && dFinal && finals.length > 0) perChunk = inner(dFinal, gather(finals, plan, q));
+  else if (logG && dFinal && products && plan.time > 0) {
+    // Where queries receive nothing, all that keys and the initial state give up is what the final state receives, and it is
+    // known better by the former: the final state's product with its gradient is a small difference of large numbers.
+    const fromKeys = reduce("sum", products.k, [1]).reshape([plan.batch, 1, plan.heads]);
+    perChunk = initialState && dInitial ? mapTwo("add", fromKeys, inner(initialState, dInitial)) : fromKeys;
+  }
   return {
     ...{ q: gradients.q, k: gradients.k, v: gradients.v },
     logG: logG && gateGradient(whole, q, { queries: products?.q, keys: products?.k, perChunk }),
-    initialState: initialState && gather(dInitials, plan, q),
+    initialState: dInitial,
   };
 }
 

@@ -169,7 +169,7 @@ export interface HalfGradients {
   q: Tensor;
   k: Tensor;
   v: Tensor;
-  products?: { q: Tensor; k: Tensor };
+  products?: { q: Tensor | undefined; k: Tensor };
 }
 
 /** Fills gradients of q, k and v; returns that of the state that entered where `wantFirst`. */

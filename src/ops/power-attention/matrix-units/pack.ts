@@ -1,5 +1,7 @@
 import { webgpuDevice } from "../../../devices/webgpu/device.js";
 import type { KernelSource } from "../../../devices/webgpu/kernel.js";
+import { each } from "../../../devices/webgpu/matrix-text.js";
+import { rowsAreWide } from "../../../devices/webgpu/wide.js";
 import type { DType } from "../../../tensor/dtype.js";
 import { empty, type Tensor } from "../../../tensor/tensor.js";
 import type { SequencePlan } from "../contract.js";
@@ -44,11 +46,11 @@ const PARAMETERS = {
  * that no product of packed rows is above 1; else each chunk's largest magnitude does, by `largest`. Where a row has octets
  * more than are loaded, the first of those begins with 1, or with `extra` of the row divided by both powers of two.
  */
-const kernel = (dtype: DType, constants: Record<string, number | boolean>): KernelSource => ({
+const kernel = (dtype: DType, wide: boolean, constants: Record<string, number | boolean>): KernelSource => ({
   name: "pack-halves",
   constants,
   tensors: {
-    x: { dtype, access: "read" },
+    x: { dtype, access: "read", wide },
     largest: { dtype: "f32", access: "read" },
     extra: { dtype: "f32", access: "read" },
     packed: { dtype: "f16", access: "write", vectors: true },
@@ -89,10 +91,15 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   var most = 0u;
   if (alive) {
     let x0 = b * P.xB + t * P.xT + head * P.xH;
-    for (var j = 0u; j < 8u; j++) {
-      if (8u * part + j < P.width) { value[j] = load_x(x0 + 8u * part + j); }
-      most = max(most, bitcast<u32>(value[j]) & 0x7fffffffu);
+    ${
+      wide
+        ? `if (8u * part < P.width) {
+      let eight = load8_x(x0 + 8u * part);
+      ${each(4, (j) => `value[${j}] = eight.a[${j}]; value[${j + 4}] = eight.b[${j}];`)}
+    }`
+        : each(8, (j) => `if (8u * part + ${j}u < P.width) { value[${j}] = load_x(x0 + 8u * part + ${j}u); }`)
     }
+    ${each(8, (j) => `most = max(most, bitcast<u32>(value[${j}]) & 0x7fffffffu);`)}
   }
   let state = (b * P.chunks + chunk) * (P.heads / P.group) + head / P.group;
   var e = 0;
@@ -103,10 +110,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
     for (var k = 0u; k < LOADED; k++) { most = max(most, partial[min(first + k, 255u)]); }
     e = exponent_of(most);
     var squares = 0.0;
-    for (var j = 0u; j < 8u; j++) {
-      let element = scaled(value[j], e);
-      squares += element * element;
-    }
+    ${each(8, (j) => `let element_${j} = scaled(value[${j}], e); squares += element_${j} * element_${j};`)}
     workgroupBarrier();
     partial[lane] = bitcast<u32>(squares);
     workgroupBarrier();
@@ -146,6 +150,11 @@ interface Packing {
   extra?: Tensor;
 }
 
+/** Whether all rows of x [B, T, heads, width] can be read eight values at a time. */
+function beginsWide(x: Tensor): boolean {
+  return rowsAreWide(x.shape[3], x) && x.strides.slice(0, 3).every((stride) => stride % OCTET === 0);
+}
+
 function pack(plan: SequencePlan, x: Tensor, { octets, byRow, largest, extra }: Packing): Packed {
   const { batch, time, heads: keyHeads, chunkSize, chunks } = plan;
   const [, , heads, width] = x.shape;
@@ -159,7 +168,8 @@ function pack(plan: SequencePlan, x: Tensor, { octets, byRow, largest, extra }: 
   const none = absent(x);
   const [xB, xT, xH] = x.strides;
   device.dispatch(
-    kernel(x.dtype, {
+    kernel(x.dtype, beginsWide(x), {
+      WIDE: beginsWide(x),
       LOADED: octets.sumAt,
       STRIDE: octets.stride,
       SUM_AT: octets.sumAt,
