@@ -2,9 +2,7 @@ import type { WebGpuDevice } from "../devices/webgpu/device.js";
 import type { Tile, TileSizes } from "../devices/webgpu/legal-tiles.js";
 import { matricesOf } from "../devices/webgpu/matrix-text.js";
 import { chooseTile } from "../ops/matmul/webgpu-matrix-units.js";
-import { OCTET } from "../ops/power-attention/matrix-units/features.js";
-import { valueOctets } from "../ops/power-attention/matrix-units/pack.js";
-import { kernelsOf, powerTiles, tileName } from "../ops/power-attention/matrix-units/tiles.js";
+import { kernelsOf, powerTiles, tileName, tileSizes } from "../ops/power-attention/matrix-units/tiles.js";
 import { powerFull } from "../power-attention.js";
 import { randn, uniform } from "../tensor/create.js";
 import type { Tensor } from "../tensor/tensor.js";
@@ -44,8 +42,7 @@ function powerProblem(device: WebGpuDevice, tokens: number, heads: number, headD
   const kernels = !tiles
     ? []
     : kernelsOf(degree).map((kernel) => {
-        const x = (Math.ceil(headDim / tiles.stepMultiple) * tiles.stepMultiple) / OCTET;
-        const sizes = { x, y: valueOctets(headDim, tiles).stride };
+        const sizes = tileSizes(headDim, headDim, tiles);
         const name = tileName(kernel, headDim, headDim);
         return { name, dispatches: DISPATCHES[kernel], start: tiles[kernel], sizes };
       });

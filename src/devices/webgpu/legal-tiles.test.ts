@@ -51,10 +51,14 @@ describe("tiles", () => {
 
   test("the sizes of heads decide too", () => {
     const read = { tokens: 256, down: 8, across: 1 };
-    expect(tileProblem("read", read, UNITS, LIMITS, { x: 8, y: 9 })).toBeUndefined();
-    expect(tileProblem("read", read, UNITS, LIMITS, { x: 16, y: 17 })).toMatch(/bytes of memory .* got 54272/);
+    expect(tileProblem("read", read, UNITS, LIMITS, { x: 8, y: 9, sumAt: 8 })).toBeUndefined();
+    expect(tileProblem("read", read, UNITS, LIMITS, { x: 16, y: 17, sumAt: 16 })).toMatch(
+      /bytes of memory .* got 54272/,
+    );
     const across = { tokens: 128, down: 4, across: 2 };
-    expect(tileProblem("read", across, UNITS, LIMITS, { x: 16, y: 18 })).toBeUndefined();
-    expect(tileProblem("read", across, UNITS, LIMITS, { x: 16, y: 17 })).toMatch(/divide the 17 octets .* got 2/);
+    expect(tileProblem("read", across, UNITS, LIMITS, { x: 16, y: 18, sumAt: 16 })).toBeUndefined();
+    expect(tileProblem("read", across, UNITS, LIMITS, { x: 16, y: 17, sumAt: 16 })).toMatch(
+      /divide the 17 octets .* got 2/,
+    );
   });
 });

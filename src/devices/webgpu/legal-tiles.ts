@@ -9,10 +9,11 @@ export type Tile = Readonly<Record<string, number>>;
  */
 export type TunedTiles = Record<string, Tile>;
 
-/** Octets of a packed row of queries or keys, and of packed values with their column for sums. */
+/** Octets of a packed row of queries or keys, of packed values, and of those before their column for sums. */
 export interface TileSizes {
   x: number;
   y: number;
+  sumAt: number;
 }
 
 export type TileLimits = Pick<
@@ -34,6 +35,17 @@ interface Rules {
 /** Columns of a strip of a product's results that pass through workgroup memory together. */
 export const stripColumns = ({ columns, across }: { columns: number; across: number }) =>
   Math.min(32, columns / across);
+
+/** Octets of y that the gradient of squares takes together: as many as divide them, up to eight. */
+export function octetsAtOnce(octets: number, { K }: Matrices): number {
+  const step = Math.max(K / 8, 1);
+  let most = step;
+  for (let n = step; n <= 8; n += step) if (octets % n === 0) most = n;
+  return most;
+}
+
+/** Its subgroups: the part of a state that workgroup memory also has grows with heads. */
+export const squareDown = (down: number, octets: number) => Math.min(down, octets <= 8 ? 8 : octets <= 16 ? 4 : 2);
 
 const line = (octets: number) => 16 * rowStride(octets);
 
@@ -102,10 +114,10 @@ const KERNELS: Record<string, Rules> = {
   },
   square: {
     numbers: ["down"],
-    // The kernel takes fewer for larger heads.
-    subgroups: ({ down }) => Math.min(down, 8),
-    bytes: ({ down }, { subgroupSize }, { x }) =>
-      (Math.min(down, x <= 8 ? 8 : x <= 16 ? 4 : 2) * subgroupSize + 8 * x) * line(8),
+    subgroups: ({ down }) => squareDown(down, 0),
+    bytes: ({ down }, units, { x, sumAt }) =>
+      (squareDown(down, x) * units.subgroupSize + 8 * x) *
+      line(Math.max(octetsAtOnce(x, units), octetsAtOnce(sumAt, units))),
     rules: () => [],
   },
   matmul: {
@@ -171,8 +183,9 @@ export function tileProblem(
       return `${name} must be a positive integer, got ${JSON.stringify(numbers[name])}`;
     }
   }
-  const smallest = { x: Math.max(units.K, 8) / 8, y: Math.max(numbers.across ?? 1, 2) };
-  const given = sizes ?? smallest;
+  const least = Math.max(units.K, 8) / 8;
+  const across = numbers.across ?? 1;
+  const given = sizes ?? { x: least, y: Math.ceil((least + 1) / across) * across, sumAt: least };
   for (const [holds, words] of known.rules(numbers, units, given)) if (!holds) return words;
   const invocations = known.subgroups(numbers) * units.subgroupSize;
   const most = Math.min(limits.maxComputeInvocationsPerWorkgroup, limits.maxComputeWorkgroupSizeX);

@@ -1,4 +1,4 @@
-import { type Tile, type TunedTiles, tileProblem } from "../../../devices/webgpu/legal-tiles.js";
+import { type Tile, type TileSizes, type TunedTiles, tileProblem } from "../../../devices/webgpu/legal-tiles.js";
 import { each, type Matrices, matricesOf, matrixConstants } from "../../../devices/webgpu/matrix-text.js";
 import type { MatrixUnits } from "../../../devices/webgpu/matrix-units.js";
 import { GROUP, OCTET } from "./features.js";
@@ -71,8 +71,7 @@ export function powerTiles(
         gradient: { down: Math.max(headDim, valueDim) > 64 ? 1 : 2 },
         square: { down: 8 },
       };
-  const x = Math.ceil(headDim / stepMultiple) * stepMultiple;
-  const sizes = { x: x / OCTET, y: valueOctets(valueDim, tiles).stride };
+  const sizes = tileSizes(headDim, valueDim, tiles);
   const fits = (name: string, tile: Tile) => tileProblem(name, tile, matrices, limits, sizes) === undefined;
   for (const kernel of kernelsOf(degree)) {
     const name = tileName(kernel, headDim, valueDim);
@@ -81,6 +80,12 @@ export function powerTiles(
     else if (!fits(kernel, tiles[kernel])) return undefined;
   }
   return tiles;
+}
+
+export function tileSizes(headDim: number, valueDim: number, tiles: PowerTiles): TileSizes {
+  const { stepMultiple } = tiles;
+  const { stride, sumAt } = valueOctets(valueDim, tiles);
+  return { x: (Math.ceil(headDim / stepMultiple) * stepMultiple) / OCTET, y: stride, sumAt };
 }
 
 /** The name of a kernel's tile among tuned ones. */
