@@ -56,20 +56,20 @@ export const DEFAULT_CHUNK_SIZE = 256;
  *     quadratic   T/2 · (d + e)
  *     chunked     C/2 · (d + e)  +  D · (e + 1)  +  D · (e + 1) · H/Hq
  * — inside the chunk, reading the state, and its share of updating it. Returns the chunk size of the cheaper form,
- * null for the quadratic one; degrees above 4 have no other. `preferred`: the chunk of the chunked form, as the device's
- * `chunkSize` tells.
+ * null for the quadratic one; degrees above 4 have no other. A device says with
+ * its `chunkSize` and `pairCost` how long its chunks are best, and what a multiply-add between pairs costs beside others.
  */
 export function chooseChunkSize(
   plan: Pick<SequencePlan, "time" | "queryHeads" | "heads" | "headDim" | "valueDim" | "degree">,
-  preferred: number = DEFAULT_CHUNK_SIZE,
+  { chunkSize = DEFAULT_CHUNK_SIZE, pairCost = 1 }: Partial<Pick<Device, "chunkSize" | "pairCost">> = {},
 ): number | null {
   const { time, queryHeads, heads, headDim, valueDim, degree } = plan;
-  if (degree > MAX_STATE_DEGREE || time <= preferred) return null;
-  const perPair = headDim + valueDim;
+  if (degree > MAX_STATE_DEGREE || time <= chunkSize) return null;
+  const perPair = pairCost * (headDim + valueDim);
   const state = expandedDim(headDim, degree) * (valueDim + 1) * (1 + heads / queryHeads);
-  const chunked = (preferred / 2) * perPair + state;
+  const chunked = (chunkSize / 2) * perPair + state;
   const quadratic = (time / 2) * perPair;
-  return chunked < quadratic ? preferred : null;
+  return chunked < quadratic ? chunkSize : null;
 }
 
 /** Checks every argument of `powerFull`, fills in defaults and makes the plan; nothing below checks them again. */
@@ -115,8 +115,7 @@ export function planPower(
     "initialState.s": initialState?.s,
     "initialState.z": initialState?.z,
   });
-  const chunkSize =
-    options.chunkSize === undefined ? chooseChunkSize({ ...dims, degree }, device.chunkSize) : options.chunkSize;
+  const chunkSize = options.chunkSize === undefined ? chooseChunkSize({ ...dims, degree }, device) : options.chunkSize;
   const sequence = sequencePlan(dims, { degree, scale, chunkSize, gated: logG !== undefined });
   const usesState = sequence.chunks > 1 || initialState !== undefined || returnFinalState;
   const plan: PowerPlan = {

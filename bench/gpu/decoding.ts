@@ -11,7 +11,7 @@ const PIECE = 1024;
 
 export const gpuDecoding: Question = {
   name: "gpu-decoding",
-  question: "How fast does the 124M model write, early and late? (bf16, batch 1, logits read for each token)",
+  question: "How fast does the 124M model write, early and late? (f16, batch 1, logits read for each token)",
   target: "250 tokens/s at position 1,000 and at 60,000, aim 600",
   on: ["webgpu"],
   async run(context) {

@@ -14,9 +14,14 @@ export function largeModel({ quick }: Context, device: WebGpuDevice, attention: 
 }
 
 /** Operations of a training step with the form of attention that the library chooses at that length. */
-export function trainingOperations(config: GPTConfig, batch: number, time: number): number {
+export function trainingOperations(
+  config: GPTConfig,
+  batch: number,
+  time: number,
+  device: Parameters<typeof chooseChunkSize>[1] = {},
+): number {
   const { nHead, qheadRatio, headSize, degree, attention } = config;
   const dims = { time, queryHeads: nHead * qheadRatio, heads: nHead, headDim: headSize, valueDim: headSize, degree };
-  const chosen = attention === "softmax" ? null : config.chunkSize || chooseChunkSize(dims, 512);
+  const chosen = attention === "softmax" ? null : config.chunkSize || chooseChunkSize(dims, device);
   return stepOperations({ ...config, contextLength: time, chunkSize: chosen ?? time }, batch);
 }

@@ -59,7 +59,7 @@ export async function timePower(context: Context, asked: PowerCase): Promise<Pow
   context.progress(`  ${name}`);
   const device = await context.gpu({ portable });
   const forced = asked.chunkSize ?? context.chunkSize ?? (context.quick ? 64 : undefined);
-  const chunkSize = forced ?? chooseChunkSize({ ...shape, time: shape.tokens }, device.chunkSize); // to count by
+  const chunkSize = forced ?? chooseChunkSize({ ...shape, time: shape.tokens }, device); // to count by
   const inputs = fastInputs(device, shape, { dtype, requiresGrad: backward });
   try {
     const timing = await measureGpu(device, powerTask(inputs, { degree: shape.degree, chunkSize: forced }, backward), {

@@ -47,6 +47,8 @@ export abstract class Device {
   readonly memoryLimit: number = 4 * 2 ** 30;
   /** Tokens in a chunk of power attention where the caller leaves the choice; undefined: 256. */
   readonly chunkSize: number | undefined = undefined;
+  /** What a multiply-add between pairs of tokens costs beside one of a state; undefined: 1. */
+  readonly pairCost: number | undefined = undefined;
   /** One line for people: kind, threads or adapter, features. */
   abstract readonly description: string;
 

@@ -8,7 +8,7 @@ const USAGE_UNIFORM = 0x40 | 0x08; // UNIFORM | COPY_DST
  * Submitted at least this often, so that the GPU works while the rest of a step is still being recorded: soon at first, when
  * the GPU may be idle, then less and less often.
  */
-const FIRST_SUBMIT = 4;
+const FIRST_SUBMIT = 16;
 const DISPATCHES_PER_SUBMIT = 64;
 /** `writeBuffer` holds its copy until something is submitted. */
 const WRITES_PER_SUBMIT = 64 * 2 ** 20;
