@@ -7,6 +7,8 @@ export default defineConfig({
     reporters: ["default", "./test/skipped-reporter.ts"],
     pool: "forks",
     testTimeout: 120_000,
+    // Tests run with the table's tiles, whatever was tuned on the machine.
+    env: { POWER_ATTENTION_TILES: "" },
     // Two cores: each test file may start its own worker threads.
     maxWorkers: 2,
   },

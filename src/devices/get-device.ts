@@ -9,7 +9,7 @@ export type DeviceOptions = WasmOptions & WebGpuOptions;
 const KINDS: readonly DeviceKind[] = ["wasm", "webgpu", "oracle"];
 
 /** Options that only a GPU has. */
-const OF_WEBGPU = ["device", "powerPreference", "portable", "boundsChecks"] as const;
+const OF_WEBGPU = ["device", "powerPreference", "portable", "boundsChecks", "tiles"] as const;
 
 const made = new Map<DeviceKind, Promise<Device>>();
 
@@ -44,13 +44,13 @@ function checkKind(kind: string, what: string): DeviceKind {
 /**
  * The device to make tensors on. Without a kind: `webgpu` where there is a GPU, else `wasm`; a GPU made of software
  * counts as none, and the environment variable POWER_ATTENTION_DEVICE names another default. An option that only one
- * kind has asks for that kind: `threads` for wasm; `device`, `powerPreference`, `portable` and `boundsChecks` for
- * webgpu. Called without options it gives the same device each time, a new one where a GPU was lost; with options it
+ * kind has asks for that kind: `threads` for wasm; `device`, `powerPreference`, `portable`, `boundsChecks` and `tiles`
+ * for webgpu. Called without options it gives the same device each time, a new one where a GPU was lost; with options it
  * makes a new one. `device.description` says what runs.
  *
  * @param kind `"wasm"` (CPU, WebAssembly with threads), `"webgpu"` (GPU) or `"oracle"` (float64, slow, for tests and doubt)
- * @param options threads and memory for wasm; `device` (a GPUDevice to use), `powerPreference` and `boundsChecks` for
- *   webgpu; `check` stops at the first operation that produces a NaN or is given a value out of range
+ * @param options threads and memory for wasm; `device` (a GPUDevice to use), `powerPreference`, `boundsChecks` and `tiles`
+ *   for webgpu; `check` stops at the first operation that produces a NaN or is given a value out of range
  * @throws Error where the kind is not available here; there is no fallback to another kind
  */
 export async function getDevice(kind?: DeviceKind, options?: DeviceOptions): Promise<Device> {

@@ -12,10 +12,12 @@ import { Device, type DeviceMemory, Storage } from "../device.js";
 import { describeAdapter, findAdapter, infoOf, requestDevice } from "./adapter.js";
 import { Checks } from "./checks.js";
 import { explainCompilation, type KernelSource, kernelKey, shaderOf } from "./kernel.js";
+import type { TunedTiles } from "./legal-tiles.js";
 import { type MatrixUnits, matrixUnits } from "./matrix-units.js";
 import { BufferPool, poolSize } from "./pool.js";
 import { type GpuProfile, Profile } from "./profile.js";
 import { Recorder } from "./recorder.js";
+import { adapterKey, tilesOf } from "./tile-file.js";
 
 export interface WebGpuOptions {
   /** A device made elsewhere, used with whatever features and limits it has. Default: one of our own. */
@@ -31,6 +33,12 @@ export interface WebGpuOptions {
   boundsChecks?: boolean;
   /** Leave matrix units alone, as on a GPU without them. Default false. */
   portable?: boolean;
+  /**
+   * A file of tile shapes as `power-attention tune` writes it, or false for none. Default, for a device of our own in Node:
+   * the one that the command writes to (POWER_ATTENTION_TILES, else power-attention/tiles.json among the user's caches),
+   * where it is there. Nothing is ever searched for on the way.
+   */
+  tiles?: false | string;
   /** Most bytes that tensors may take together. Default: what the GPU has. */
   maxMemory?: number;
   /**
@@ -66,9 +74,6 @@ export class WebGpuStorage extends Storage {
     if (this.pooled) this.device.giveBack(this.buffer);
   }
 }
-
-/** Tile shapes by kernel; see the kernels for what the numbers mean. */
-export type TunedTiles = Record<string, Record<string, number>>;
 
 interface Kernel {
   pipeline: GPUComputePipeline;
@@ -115,7 +120,9 @@ export class WebGpuDevice extends Device {
   /** The shape that tensor-core kernels are made for; undefined where kernels are the portable ones. */
   readonly matrixUnits: MatrixUnits | undefined;
   /** Tile shapes by kernel that replace the table's, as the tune command finds them. */
-  readonly tuned: TunedTiles = {};
+  readonly tuned: TunedTiles;
+  /** The adapter and its driver, as files of tiles name them. */
+  readonly adapter: string;
   readonly #kernels = new Map<string, Kernel>();
   readonly #constants = new Map<string, Tensor>();
   readonly #pool: BufferPool;
@@ -142,6 +149,8 @@ export class WebGpuDevice extends Device {
     this.check = options.check ?? false;
     this.matrixUnits = options.portable ? undefined : matrixUnits(gpu, info);
     const units = this.matrixUnits;
+    this.adapter = adapterKey(info);
+    this.tuned = units ? { ...tilesOf(options.tiles, own, this.adapter, units, gpu.limits) } : {};
     const extras = ["shader-f16", "subgroups"].filter((feature) => gpu.features.has(feature));
     if (units) extras.push(`matrix units ${units.M}×${units.N}×${units.K}`);
     this.description = `webgpu (${[describeAdapter(info), ...extras].join(", ")})`;
@@ -178,7 +187,13 @@ export class WebGpuDevice extends Device {
           'Metal or Direct3D driver, in a browser use one with WebGPU, or use getDevice("wasm")',
       );
     }
-    return new WebGpuDevice(await requestDevice(adapter), adapter.info, true, options);
+    const gpu = await requestDevice(adapter);
+    try {
+      return new WebGpuDevice(gpu, adapter.info, true, options);
+    } catch (error) {
+      gpu.destroy();
+      throw error;
+    }
   }
 
   /** Why the device is gone, or undefined while it works. */

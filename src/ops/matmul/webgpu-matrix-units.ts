@@ -1,4 +1,5 @@
 import type { KernelSource } from "../../devices/webgpu/kernel.js";
+import { stripColumns, tileProblem } from "../../devices/webgpu/legal-tiles.js";
 import {
   columnMatrices,
   declareSums,
@@ -7,6 +8,7 @@ import {
   matrices,
   matrixConstants,
   multiplyAdd,
+  rowStride,
 } from "../../devices/webgpu/matrix-text.js";
 import type { DType } from "../../tensor/dtype.js";
 
@@ -29,18 +31,6 @@ const TILES: MatmulTile[] = [
   { rows: 32, columns: 32, steps: 16, down: 2, across: 2 },
 ];
 
-/** Columns of a strip of results that pass through workgroup memory together. */
-const stripColumns = ({ columns, across }: MatmulTile) => Math.min(32, columns / across);
-
-/** Octets from one line of a tile to the next: odd, so that eight lines start in different banks. */
-const lineStride = (elements: number) => elements / 8 + 1 - ((elements / 8) % 2);
-
-function tileBytes(tile: MatmulTile, { M }: Matrices): number {
-  // Lines of either tile run along whichever axis is contiguous: the longer way to lay them out counts.
-  const side = (long: number) => 16 * Math.max(long * lineStride(tile.steps), tile.steps * lineStride(long));
-  return side(tile.rows) + side(tile.columns) + 4 * tile.down * tile.across * M * stripColumns(tile);
-}
-
 /** The tile for a product: the largest that fits the device, gives subgroups whole matrices and the GPU enough tiles. */
 export function chooseTile(
   units: Matrices,
@@ -51,16 +41,11 @@ export function chooseTile(
   tuned?: MatmulTile,
 ): MatmulTile | undefined {
   const fits = [...(tuned ? [tuned] : []), ...TILES].filter(
-    (tile) =>
-      tileBytes(tile, units) <= limits.maxComputeWorkgroupStorageSize &&
-      tile.down * tile.across * units.subgroupSize <= limits.maxComputeInvocationsPerWorkgroup &&
-      tile.rows % (tile.down * units.M) === 0 &&
-      tile.columns % (tile.across * units.narrow) === 0 &&
-      tile.steps % units.K === 0,
+    (tile) => tileProblem("matmul", tile, units, limits) === undefined,
   );
   const smallest = fits[fits.length - 1];
   // Subgroups of fewer than 16 are a processor that plays a GPU: it compiles large tiles for minutes.
-  if (units.subgroupSize < 16) return smallest;
+  if (units.subgroupSize < 16) return tuned && fits[0] === tuned ? tuned : smallest;
   const count = (tile: MatmulTile) => batch * Math.ceil(rows / tile.rows) * Math.ceil(columns / tile.columns);
   return fits.find((tile) => count(tile) >= 128 && tile.rows < 2 * rows && tile.columns < 2 * columns) ?? smallest;
 }
@@ -72,7 +57,7 @@ export function chooseTile(
  */
 function operand(name: "a" | "b", along: boolean, extent: number, tile: MatmulTile, lanes: number, scaled: boolean) {
   const line = (along ? tile.steps : extent) / 8;
-  const stride = lineStride(line * 8);
+  const stride = rowStride(line);
   const lines = along ? extent : tile.steps;
   const between = lanes / line;
   const count = Math.ceil(lines / between);

@@ -1,5 +1,6 @@
 import { webgpuDevice } from "../../../devices/webgpu/device.js";
 import type { KernelSource } from "../../../devices/webgpu/kernel.js";
+import { octetsAtOnce, squareDown } from "../../../devices/webgpu/legal-tiles.js";
 import {
   columnMatrices,
   declareSums,
@@ -14,13 +15,6 @@ import type { SequencePlan } from "../contract.js";
 import { OCTET } from "./features.js";
 import { chunkRows, type Packed } from "./pack.js";
 import { type PowerTiles, powerConstants } from "./tiles.js";
-
-/** Octets of y that are taken together: as many as divide them, up to eight. */
-function octetsAtOnce(sumAt: number, stepOctets: number): number {
-  let most = stepOctets;
-  for (let n = stepOctets; n <= 8; n += stepOctets) if (sumAt % n === 0) most = n;
-  return most;
-}
 
 /**
  * At degree 2 the gradient through features is a product of matrices too: dx_a = Σ_b Σ_e x_b y_e S[a, b, e], twice that
@@ -164,12 +158,11 @@ export function squareGradient(
   const rows = x.values.shape[0];
   const width = OCTET * x.octets;
   const lines = rows / chunkRows(plan);
-  // Workgroup memory has products of each lane's token and a part of the state, a row for each element of x.
-  const down = Math.min(tiles.square.down, width <= 64 ? 8 : width <= 128 ? 4 : 2);
+  const down = squareDown(tiles.square.down, x.octets);
   const lanes = down * tiles.subgroupSize;
   const [far, farSums] = [false, true].map((sums) => {
     const all = sums ? x.octets : sumAt;
-    const inner = octetsAtOnce(all, Math.max(tiles.K / OCTET, 1));
+    const inner = octetsAtOnce(all, tiles);
     const source: KernelSource = {
       name: `square-gradient${sums ? "-sums" : ""}`,
       constants: {

@@ -1,6 +1,8 @@
-import { each, type Matrices, matricesOf, matrixConstants, rowStride } from "../../../devices/webgpu/matrix-text.js";
+import { type Tile, type TileSizes, type TunedTiles, tileProblem } from "../../../devices/webgpu/legal-tiles.js";
+import { each, type Matrices, matricesOf, matrixConstants } from "../../../devices/webgpu/matrix-text.js";
 import type { MatrixUnits } from "../../../devices/webgpu/matrix-units.js";
 import { GROUP, OCTET } from "./features.js";
+import { valueOctets } from "./pack.js";
 
 /** How the workgroups of power attention's kernels share their work. */
 export interface PowerTiles extends Matrices {
@@ -25,24 +27,9 @@ export interface PowerTiles extends Matrices {
 /** The most that one of the kernels binds. */
 const BINDINGS = 12;
 
-/** Bytes of workgroup memory that the hungriest of the kernels takes, for heads of `width` elements and values of `columns`. */
-function workgroupBytes(tiles: PowerTiles, width: number, columns: number, degree: number): number {
-  const line = (octets: number) => 16 * rowStride(octets);
-  const [x, y] = [line(width / OCTET), line(columns / OCTET)];
-  const { accumulate, read, pairs, pairsQueries, pairsKeys, gradient, subgroupSize } = tiles;
-  const scores = (rows: number, others: number) => rows * (4 * (others + 1) + line(others / OCTET));
-  const lanes = gradient.down * subgroupSize;
-  return Math.max(
-    accumulate.steps * (line(8 * accumulate.groups) + y),
-    read.tokens * line(8) + GROUP * y,
-    pairs.keys * (x + y + 4) + scores(pairs.rows, pairs.keys),
-    pairsQueries.keys * (x + y + 4) +
-      scores(pairsQueries.rows, pairsQueries.keys) +
-      4 * pairsQueries.rows * (pairsQueries.keys + 1),
-    pairsKeys.queries * (x + y + 8) + 2 * scores(pairsKeys.rows, pairsKeys.queries),
-    degree === 2 ? 0 : GROUP * y + 4 * lanes * (GROUP + 1 + width + 1),
-  );
-}
+/** What each kernel's tile is called; gradients come through one of two, by degree. */
+const KERNELS = ["accumulate", "read", "pairs", "pairsQueries", "pairsKeys"] as const;
+export const kernelsOf = (degree: number) => [...KERNELS, degree === 2 ? "square" : "gradient"] as const;
 
 /**
  * The tiles of a GPU for heads of these sizes, or undefined where matrix units have no shape that fits. On an NVIDIA H200
@@ -52,7 +39,7 @@ export function powerTiles(
   units: MatrixUnits | undefined,
   limits: GPUSupportedLimits,
   { headDim, valueDim, degree }: { headDim: number; valueDim: number; degree: number },
-  tuned: Record<string, Record<string, number>>,
+  tuned: TunedTiles,
 ): PowerTiles | undefined {
   if (!units || limits.maxStorageBuffersPerShaderStage < BINDINGS) return undefined;
   const matrices = matricesOf(units);
@@ -76,20 +63,34 @@ export function powerTiles(
       }
     : {
         ...{ ...matrices, stepMultiple, columnMultiple: large ? 2 * OCTET : OCTET },
-        accumulate: { groups: 4, steps: 32, down: 4, across: large ? 2 : 1, ...tuned.accumulate },
-        read: { ...(large ? { tokens: 128, down: 4, across: 2 } : { tokens: 256, down: 8, across: 1 }), ...tuned.read },
-        pairs: { rows: 64, keys: 16, down: 4, ...tuned.pairs },
-        pairsQueries: { rows: 64, keys: 16, down: 4, ...tuned.pairsQueries },
-        pairsKeys: { rows: 64, queries: 16, down: 4, ...tuned.pairsKeys },
-        gradient: { down: Math.max(headDim, valueDim) > 64 ? 1 : 2, ...tuned.gradient },
-        square: { down: 8, ...tuned.square },
+        accumulate: { groups: 4, steps: 32, down: 4, across: large ? 2 : 1 },
+        read: large ? { tokens: 128, down: 4, across: 2 } : { tokens: 256, down: 8, across: 1 },
+        pairs: { rows: 64, keys: 16, down: 4 },
+        pairsQueries: { rows: 64, keys: 16, down: 4 },
+        pairsKeys: { rows: 64, queries: 16, down: 4 },
+        gradient: { down: Math.max(headDim, valueDim) > 64 ? 1 : 2 },
+        square: { down: 8 },
       };
-  const padded = (n: number, multiple: number) => Math.ceil(n / multiple) * multiple;
-  const width = padded(headDim, stepMultiple);
-  const columns = padded(padded(valueDim, stepMultiple) + 1, tiles.columnMultiple);
-  const bytes = workgroupBytes(tiles, width, columns, degree);
-  return bytes <= limits.maxComputeWorkgroupStorageSize ? tiles : undefined;
+  const sizes = tileSizes(headDim, valueDim, tiles);
+  const fits = (name: string, tile: Tile) => tileProblem(name, tile, matrices, limits, sizes) === undefined;
+  for (const kernel of kernelsOf(degree)) {
+    const name = tileName(kernel, headDim, valueDim);
+    // A tile that was tuned for smaller heads may not fit these.
+    if (Object.hasOwn(tuned, name) && fits(name, tuned[name])) Object.assign(tiles, { [kernel]: tuned[name] });
+    else if (!fits(kernel, tiles[kernel])) return undefined;
+  }
+  return tiles;
 }
+
+export function tileSizes(headDim: number, valueDim: number, tiles: PowerTiles): TileSizes {
+  const { stepMultiple } = tiles;
+  const { stride, sumAt } = valueOctets(valueDim, tiles);
+  return { x: (Math.ceil(headDim / stepMultiple) * stepMultiple) / OCTET, y: stride, sumAt };
+}
+
+/** The name of a kernel's tile among tuned ones. */
+export const tileName = (kernel: string, headDim: number, valueDim: number) =>
+  Math.max(headDim, valueDim) > 64 ? `${kernel}Wide` : kernel;
 
 /** Features of packed rows are at most 1 and mostly far less: they are multiplied by this power of two. */
 export const FEATURE_EXPONENT = 10;

@@ -1,0 +1,197 @@
+import { type Matrices, rowStride } from "./matrix-text.js";
+
+/** A kernel's numbers, by the names that the kernel gives them. */
+export type Tile = Readonly<Record<string, number>>;
+
+/**
+ * Tile shapes by kernel that replace the table's. Those of power attention have two each: by their own name for heads of
+ * up to 64 elements, and with "Wide" after it for larger ones.
+ */
+export type TunedTiles = Record<string, Tile>;
+
+/** Octets of a packed row of queries or keys, of packed values, and of those before their column for sums. */
+export interface TileSizes {
+  x: number;
+  y: number;
+  sumAt: number;
+}
+
+export type TileLimits = Pick<
+  GPUSupportedLimits,
+  "maxComputeWorkgroupStorageSize" | "maxComputeInvocationsPerWorkgroup" | "maxComputeWorkgroupSizeX"
+>;
+
+/** A rule that holds or not, in words that end in the value. */
+type Rule = readonly [holds: boolean, words: string];
+
+interface Rules {
+  numbers: readonly string[];
+  subgroups(tile: Tile): number;
+  /** Bytes of workgroup memory. */
+  bytes(tile: Tile, units: Matrices, sizes: TileSizes): number;
+  rules(tile: Tile, units: Matrices, sizes: TileSizes): Rule[];
+}
+
+/** Columns of a strip of a product's results that pass through workgroup memory together. */
+export const stripColumns = ({ columns, across }: { columns: number; across: number }) =>
+  Math.min(32, columns / across);
+
+/** Octets of y that the gradient of squares takes together: as many as divide them, up to eight. */
+export function octetsAtOnce(octets: number, { K }: Matrices): number {
+  const step = Math.max(K / 8, 1);
+  let most = step;
+  for (let n = step; n <= 8; n += step) if (octets % n === 0) most = n;
+  return most;
+}
+
+/** Its subgroups: the part of a state that workgroup memory also has grows with heads. */
+export const squareDown = (down: number, octets: number) => Math.min(down, octets <= 8 ? 8 : octets <= 16 ? 4 : 2);
+
+const line = (octets: number) => 16 * rowStride(octets);
+
+const divides = (tile: Tile, name: string, multiple: number): Rule => [
+  tile[name] % multiple === 0,
+  `${name} must be a multiple of ${multiple}, got ${tile[name]}`,
+];
+
+/** Chunks are padded to 32 rows: what steps through one must end where it does. */
+const stepsThroughChunk = (tile: Tile, name: string, { K, narrow }: Matrices): Rule[] => [
+  [32 % tile[name] === 0, `${name} must divide 32, got ${tile[name]}`],
+  divides(tile, name, Math.max(K, narrow)),
+];
+
+const acrossColumns = ({ across }: Tile, { y }: TileSizes): Rule => [
+  y % across === 0,
+  `across must divide the ${y} octets of values, got ${across}`,
+];
+
+/** Pairs of tokens: `memory` f32 tiles of scores and as many of weights, rows × others, and `levels` numbers beside each other. */
+function ofPairs(others: string, scores: number, weights: number, levels: number): Rules {
+  return {
+    numbers: ["rows", others, "down"],
+    subgroups: ({ down }) => down,
+    bytes: ({ rows, [others]: count }, _, { x, y }) =>
+      count * (line(x) + line(y) + 4 * levels) + rows * (scores * 4 * (count + 1) + weights * line(count / 8)),
+    rules: (tile, units) => [
+      divides(tile, "rows", tile.down * units.M),
+      ...stepsThroughChunk(tile, others, units),
+      [
+        tile[others] <= tile.down * units.subgroupSize,
+        `${others} must be at most the ${tile.down * units.subgroupSize} invocations, got ${tile[others]}`,
+      ],
+    ],
+  };
+}
+
+const KERNELS: Record<string, Rules> = {
+  accumulate: {
+    numbers: ["groups", "steps", "down", "across"],
+    subgroups: ({ down, across }) => down * across,
+    bytes: ({ groups, steps }, _, { y }) => steps * (line(8 * groups) + line(y)),
+    rules: (tile, units, sizes) => [
+      [
+        (64 * tile.groups) % (tile.down * units.M) === 0,
+        `64 · groups must be a multiple of down · ${units.M}, got groups ${tile.groups} and down ${tile.down}`,
+      ],
+      ...stepsThroughChunk(tile, "steps", units),
+      acrossColumns(tile, sizes),
+    ],
+  },
+  read: {
+    numbers: ["tokens", "down", "across"],
+    subgroups: ({ down, across }) => down * across,
+    bytes: ({ tokens }, _, { y }) => tokens * line(8) + 64 * line(y),
+    rules: (tile, units, sizes) => [divides(tile, "tokens", tile.down * units.M), acrossColumns(tile, sizes)],
+  },
+  pairs: ofPairs("keys", 1, 1, 1),
+  pairsQueries: ofPairs("keys", 2, 1, 1),
+  pairsKeys: ofPairs("queries", 2, 2, 2),
+  gradient: {
+    numbers: ["down"],
+    subgroups: ({ down }) => down,
+    bytes: ({ down }, { subgroupSize }, { x, y }) => 64 * line(y) + 4 * down * subgroupSize * (65 + 8 * x + 1),
+    rules: () => [],
+  },
+  square: {
+    numbers: ["down"],
+    subgroups: ({ down }) => squareDown(down, 0),
+    bytes: ({ down }, units, { x, sumAt }) =>
+      (squareDown(down, x) * units.subgroupSize + 8 * x) *
+      line(Math.max(octetsAtOnce(x, units), octetsAtOnce(sumAt, units))),
+    rules: () => [],
+  },
+  matmul: {
+    numbers: ["rows", "columns", "steps", "down", "across"],
+    subgroups: ({ down, across }) => down * across,
+    bytes: ({ rows, columns, steps, down, across }, { M }) => {
+      // Lines of either tile run along whichever axis is contiguous: the longer way to lay them out counts.
+      const side = (long: number) => Math.max(long * line(steps / 8), steps * line(long / 8));
+      return side(rows) + side(columns) + 4 * down * across * M * stripColumns({ columns, across });
+    },
+    rules: (tile, { M, K, narrow, subgroupSize }) => {
+      const { rows, columns, steps, down, across } = tile;
+      const lanes = down * across * subgroupSize;
+      const own = columns / across;
+      return [
+        divides(tile, "rows", Math.max(down * M, 8)),
+        divides(tile, "columns", across * narrow),
+        divides(tile, "steps", Math.max(K, 8)),
+        [own <= 32 || own % 32 === 0, `columns / across must be at most 32 or a multiple of it, got ${own}`],
+        // A lane keeps to one octet of a line.
+        ...[rows, columns, steps].map(
+          (length): Rule => [
+            lanes % (length / 8) === 0,
+            `the ${lanes} invocations must be a multiple of the octets of a line, got ${length / 8}`,
+          ],
+        ),
+      ];
+    },
+  },
+};
+
+const rulesOf = (kernel: string): Rules | undefined => {
+  const base = kernel.replace(/Wide$/, "");
+  if (kernel !== base && base === "matmul") return undefined;
+  return Object.hasOwn(KERNELS, base) ? KERNELS[base] : undefined;
+};
+
+/** Kernels that have tiles, those for wide heads too. */
+export const TILED_KERNELS: readonly string[] = Object.keys(KERNELS).flatMap((name) =>
+  name === "matmul" ? [name] : [name, `${name}Wide`],
+);
+
+/**
+ * The rule that numbers break as a kernel's tile, with the value that breaks it; undefined where they are legal.
+ * `sizes`: of the heads that it is for; without them, whether it is legal for any.
+ */
+export function tileProblem(
+  kernel: string,
+  tile: unknown,
+  units: Matrices,
+  limits: TileLimits,
+  sizes?: TileSizes,
+): string | undefined {
+  const known = rulesOf(kernel);
+  if (!known) return `a kernel with a tile must be one of ${TILED_KERNELS.join(", ")}, got ${kernel}`;
+  const names = tile !== null && typeof tile === "object" ? Object.keys(tile) : [];
+  if (names.length !== known.numbers.length || known.numbers.some((name) => !names.includes(name))) {
+    return `a tile must have the numbers ${known.numbers.join(", ")}, got ${JSON.stringify(tile)}`;
+  }
+  const numbers = tile as Tile;
+  for (const name of names) {
+    if (!Number.isSafeInteger(numbers[name]) || numbers[name] < 1) {
+      return `${name} must be a positive integer, got ${JSON.stringify(numbers[name])}`;
+    }
+  }
+  const least = Math.max(units.K, 8) / 8;
+  const across = numbers.across ?? 1;
+  const given = sizes ?? { x: least, y: Math.ceil((least + 1) / across) * across, sumAt: least };
+  for (const [holds, words] of known.rules(numbers, units, given)) if (!holds) return words;
+  const invocations = known.subgroups(numbers) * units.subgroupSize;
+  const most = Math.min(limits.maxComputeInvocationsPerWorkgroup, limits.maxComputeWorkgroupSizeX);
+  if (invocations > most) return `a workgroup has at most ${most} invocations on this device, got ${invocations}`;
+  const bytes = known.bytes(numbers, units, given);
+  const memory = limits.maxComputeWorkgroupStorageSize;
+  if (bytes > memory) return `a workgroup has at most ${memory} bytes of memory on this device, got ${bytes}`;
+  return undefined;
+}

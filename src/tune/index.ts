@@ -1,0 +1,2 @@
+export { saveTiles } from "./save.js";
+export { type TunedKernel, type TuneOptions, tune, tunedTiles } from "./tune.js";
