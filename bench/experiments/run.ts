@@ -1,6 +1,6 @@
 import { existsSync } from "node:fs";
 import { parseArgs } from "node:util";
-import { commit } from "../commit.js";
+import { commit } from "../machine.js";
 import { attentionKinds } from "./attention-kinds.js";
 import { decoding } from "./decoding.js";
 import type { Experiment, Job, JobRecord } from "./experiment.js";
@@ -93,7 +93,7 @@ async function main(): Promise<boolean> {
     const job = EXPERIMENTS.flatMap((e) => e.jobs(sizes)).find(({ name }) => name === values.job);
     if (!job) throw new RangeError(`experiment: no job ${values.job}`);
     const [slot] = await slotsOf("1", values.device, threads);
-    await runJob(job, out, values.commit ?? commit(), { data, ...slot });
+    await runJob(job, out, commit(values.commit), { data, ...slot });
     return true;
   }
   const chosen = EXPERIMENTS.filter(({ name }) => positionals.length === 0 || positionals.includes(name));
@@ -101,7 +101,7 @@ async function main(): Promise<boolean> {
   if (onText && !existsSync(data)) {
     throw new Error(`experiment: no prepared text in ${data}; docs/results.md says how to make it, --data where it is`);
   }
-  const fine = await runAll(chosen, values.commit ?? commit());
+  const fine = await runAll(chosen, commit(values.commit));
   try {
     await report(chosen, out);
   } catch (error) {

@@ -1,3 +1,4 @@
+import { each } from "./each.js";
 import { MATRIX_DIRECTIVES, type MatrixUnits } from "./matrix-units.js";
 
 /** Rows and steps of a matrix, and its columns: wide ones as far as they go, narrow ones for the rest. */
@@ -38,34 +39,38 @@ export function columnMatrices(columns: number, { wide, narrow }: Matrices): Col
   return matrices;
 }
 
-/** Text once for each of `count`: compilers keep matrices in registers only where each has a name of its own. */
-export const each = (count: number, text: (k: number) => string) =>
-  Array.from({ length: count }, (_, k) => text(k)).join("\n");
+/** A matrix of sums for each of `down` rows of matrices and each column matrix: name_i_j. */
+export const declareSums = (down: number, columns: Column[], name = "sum") =>
+  each(down, (i) => columns.map(({ width }, j) => `var ${name}_${i}_${j}: Result${width};`).join(" "));
 
-/** A matrix of sums for each of `down` rows of matrices and each column matrix: sum_i_j. */
-export const declareSums = (down: number, columns: Column[]) =>
-  each(down, (i) => columns.map(({ width }, j) => `var sum_${i}_${j}: Result${width};`).join(" "));
-
-/** sum_i_j += left_i × right_j; `left(i)` and `right(column)` say where each is loaded from. */
+/** name_i_j += left_i × right_j; `left(i)` and `right(column)` say where each is loaded from. */
 export const multiplyAdd = (
   down: number,
   columns: Column[],
   left: (i: number) => string,
   right: (column: Column) => string,
+  name = "sum",
 ) => `
 ${columns.map((column, j) => `let right_${j} = ${right(column)};`).join("\n")}
 ${each(
   down,
   (i) => `let left_${i} = ${left(i)};
-${columns.map((_, j) => `sum_${i}_${j} = subgroupMatrixMultiplyAccumulate(left_${i}, right_${j}, sum_${i}_${j});`).join("\n")}`,
+${columns.map((_, j) => `${name}_${i}_${j} = subgroupMatrixMultiplyAccumulate(left_${i}, right_${j}, ${name}_${i}_${j});`).join("\n")}`,
 )}`;
 
-/** Stores each sum_i_j to `target`, from `at(i)` and its column on, rows `stride` elements apart. */
-export const storeSums = (down: number, columns: Column[], target: string, stride: string, at: (i: number) => string) =>
+/** Stores each name_i_j to `target`, from `at(i)` and its column on, rows `stride` elements apart, where `inside(i)` holds. */
+export const storeSums = (
+  down: number,
+  columns: Column[],
+  target: string,
+  stride: string,
+  at: (i: number) => string,
+  { name = "sum", inside }: { name?: string; inside?: (i: number) => string } = {},
+) =>
   each(
     down,
-    (i) => `{ let at = ${at(i)};
-${columns.map(({ octet }, j) => `subgroupMatrixStore<row_major>(&${target}, at + ${octet * 8}u, sum_${i}_${j}, ${stride});`).join("\n")} }`,
+    (i) => `${inside ? `if (${inside(i)}) ` : ""}{ let at = ${at(i)};
+${columns.map(({ octet }, j) => `subgroupMatrixStore<row_major>(&${target}, at + ${octet * 8}u, ${name}_${i}_${j}, ${stride});`).join("\n")} }`,
   );
 
 /** What kernels on matrix units begin with. */

@@ -48,11 +48,6 @@ fn store8_${name}(i: u32, a: vec4f, b: vec4f) {
   }`;
 }
 
-/** Lines of WGSL for 0 … count − 1, with names of their own: compilers may keep an array of so many in memory. */
-export function unrolled(count: number, line: (k: number) => string): string {
-  return Array.from({ length: count }, (_, k) => line(k)).join("\n");
-}
-
 /** Whether a tensor's first element lies where a wide binding can begin. */
 export function startsWide(x: Tensor): boolean {
   const { byteOffset } = x.storage as unknown as { byteOffset: number };
@@ -62,4 +57,9 @@ export function startsWide(x: Tensor): boolean {
 /** Whether rows of `width` of a contiguous tensor can be read and written eight values at a time. */
 export function rowsAreWide(width: number, ...tensors: (Tensor | undefined)[]): boolean {
   return width % WIDE === 0 && tensors.every((x) => x === undefined || startsWide(x));
+}
+
+/** The same of a tensor whose rows are its last axis, whatever the strides of the others. */
+export function rowsBeginWide(x: Tensor): boolean {
+  return rowsAreWide(x.shape[x.shape.length - 1], x) && x.strides.slice(0, -1).every((stride) => stride % WIDE === 0);
 }

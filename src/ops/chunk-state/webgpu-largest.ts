@@ -1,13 +1,13 @@
 import { webgpuDevice } from "../../devices/webgpu/device.js";
 import type { KernelSource } from "../../devices/webgpu/kernel.js";
-import { rowsAreWide, WIDE } from "../../devices/webgpu/wide.js";
+import { rowsBeginWide } from "../../devices/webgpu/wide.js";
 import type { DType } from "../../tensor/dtype.js";
 import { empty, type Tensor } from "../../tensor/tensor.js";
 import type { SequencePlan } from "../power-attention/contract.js";
 
 const kernel = (dtype: DType, wide: boolean): KernelSource => ({
   name: "chunk-largest",
-  constants: { WIDE: wide },
+  constants: {},
   tensors: { x: { dtype, access: "read", wide }, largest: { dtype: "f32", access: "write" } },
   parameters: {
     time: "u32",
@@ -64,8 +64,7 @@ export function largestOfChunks(plan: SequencePlan, x: Tensor): Tensor {
   const states = batch * chunks * heads;
   const [xB, xT, xH] = x.strides;
   const largest = empty([states], device, "f32");
-  const wide = rowsAreWide(x.shape[3], x) && x.strides.slice(0, 3).every((stride) => stride % WIDE === 0);
-  device.dispatch(kernel(x.dtype, wide), {
+  device.dispatch(kernel(x.dtype, rowsBeginWide(x)), {
     tensors: { x, largest },
     parameters: { time, heads, members: x.shape[2] / heads, chunkSize, chunks, states, width: x.shape[3], xB, xT, xH },
     workgroups: device.spread(states),

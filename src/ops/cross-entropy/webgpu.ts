@@ -1,7 +1,8 @@
 import type { WebGpuDevice } from "../../devices/webgpu/device.js";
 import { webgpuDevice } from "../../devices/webgpu/device.js";
+import { each } from "../../devices/webgpu/each.js";
 import type { KernelSource } from "../../devices/webgpu/kernel.js";
-import { rowsAreWide, unrolled, WIDE } from "../../devices/webgpu/wide.js";
+import { rowsAreWide, WIDE } from "../../devices/webgpu/wide.js";
 import type { DType } from "../../tensor/dtype.js";
 import { empty } from "../../tensor/tensor.js";
 import { type CrossEntropyRows, type LogitsLayout, noClass } from "./contract.js";
@@ -24,8 +25,8 @@ const COMPONENTS = ["x.a.x", "x.a.y", "x.a.z", "x.a.w", "x.b.x", "x.b.y", "x.b.z
 
 function kernel(dtype: DType, gradient: boolean, wide: boolean): KernelSource {
   const values = wide ? COMPONENTS : ["x"];
-  const each = (line: (value: string, c: string, j: number) => string) =>
-    unrolled(values.length, (j) => line(values[j], `(c + ${j}u)`, j));
+  const eachValue = (line: (value: string, c: string, j: number) => string) =>
+    each(values.length, (j) => line(values[j], `(c + ${j}u)`, j));
   const put = wide
     ? "store8_logits(start + c, vec4f(d_0, d_1, d_2, d_3), vec4f(d_4, d_5, d_6, d_7));"
     : "store_logits(start + c, d_0);";
@@ -77,13 +78,13 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   for (var c = AT_ONCE * lane; c < P.classes; c += AT_ONCE * 256u) {
     let x = values_at(start + c);
     var largest = own;
-    ${each(
+    ${eachValue(
       (value, c) => `if (${c} < P.classes) { largest = max(largest, ${value}); }
     if (i32(${c}) == wanted) { wanted_logit = ${value}; }`,
     )}
     sum *= exp(own - largest);
     own = largest;
-    ${each((value, c) => `if (${c} < P.classes) { sum += exp(${value} - own); }`)}
+    ${eachValue((value, c) => `if (${c} < P.classes) { sum += exp(${value} - own); }`)}
   }
   let top = all_max(own, lane);
   let total = all_sum(sum * exp(own - top), lane);
@@ -98,7 +99,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   let factor = select(P.scale, 0.0, wanted < 0);
   for (var c = AT_ONCE * lane; c < P.columns; c += AT_ONCE * 256u) {
     let x = values_at(start + c);
-    ${each((value, c, j) => {
+    ${eachValue((value, c, j) => {
       const share = `exp(${value} - top) / total - select(0.0, 1.0, i32(${c}) == wanted)`;
       return `let d_${j} = select(0.0, factor * (${share}), ${c} < P.classes);`;
     })}

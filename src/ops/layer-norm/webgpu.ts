@@ -1,6 +1,7 @@
 import { webgpuDevice } from "../../devices/webgpu/device.js";
+import { each } from "../../devices/webgpu/each.js";
 import type { Binding, KernelSource } from "../../devices/webgpu/kernel.js";
-import { rowsAreWide, unrolled, WIDE } from "../../devices/webgpu/wide.js";
+import { rowsAreWide, WIDE } from "../../devices/webgpu/wide.js";
 import { empty, scope, type Tensor } from "../../tensor/tensor.js";
 import { cast } from "../copy/webgpu.js";
 import { reduce } from "../reduce/webgpu.js";
@@ -69,7 +70,7 @@ ${written ? `fn put_${name}(i: u32, v: Share) { store_${name}(i, v.a.x); }` : ""
   /** Reads the share of x's row from `start` on that the lane keeps. */
   get keep(): string {
     if (!this.kept) return "";
-    return unrolled(
+    return each(
       this.turns,
       (t) => `let c_${t} = column_of(lane, ${t}u);
 let here_${t} = alive && c_${t} < P.width;
@@ -81,7 +82,7 @@ if (here_${t}) { v_${t} = share_of_x(start + c_${t}); }`,
   /** What happens on each turn: `body` is made of names of x's share, of its column and of the turn. */
   each(body: (v: string, c: string, turn: string) => string): string {
     if (this.kept) {
-      return unrolled(this.turns, (t) => `if (here_${t}) { ${body(`v_${t}`, `c_${t}`, String(t))} }`);
+      return each(this.turns, (t) => `if (here_${t}) { ${body(`v_${t}`, `c_${t}`, String(t))} }`);
     }
     return `for (var turn = 0u; turn < ${this.turns}u; turn++) {
   let c = column_of(lane, turn);
@@ -93,7 +94,7 @@ if (here_${t}) { v_${t} = share_of_x(start + c_${t}); }`,
   sums(name: string): { declared: string; at: (turn: string) => string } {
     if (this.kept) {
       return {
-        declared: unrolled(this.turns, (t) => `var ${name}_${t} = ZERO;`),
+        declared: each(this.turns, (t) => `var ${name}_${t} = ZERO;`),
         at: (turn) => `${name}_${turn}`,
       };
     }
@@ -243,7 +244,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane:
         more.b + rstd * (g.b - shift - normal.b * means.y)));`,
     )}
   }
-  ${row.kept ? unrolled(row.turns, (t) => gather(String(t))) : `for (var turn = 0u; turn < TURNS; turn++) ${gather("turn")}`}
+  ${row.kept ? each(row.turns, (t) => gather(String(t))) : `for (var turn = 0u; turn < TURNS; turn++) ${gather("turn")}`}
 }`,
     };
     device.dispatch(source, {

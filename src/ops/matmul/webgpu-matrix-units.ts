@@ -1,9 +1,9 @@
+import { each } from "../../devices/webgpu/each.js";
 import type { KernelSource } from "../../devices/webgpu/kernel.js";
 import { stripColumns, tileProblem } from "../../devices/webgpu/legal-tiles.js";
 import {
   columnMatrices,
   declareSums,
-  each,
   type Matrices,
   matrices,
   matrixConstants,

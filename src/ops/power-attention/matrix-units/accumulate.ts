@@ -1,13 +1,14 @@
 import { webgpuDevice } from "../../../devices/webgpu/device.js";
+import { each } from "../../../devices/webgpu/each.js";
 import type { KernelSource } from "../../../devices/webgpu/kernel.js";
 import {
   columnMatrices,
   declareSums,
-  each,
   matrices,
   multiplyAdd,
   rowStride,
   storeSums,
+  tileAhead,
 } from "../../../devices/webgpu/matrix-text.js";
 import { empty, type Tensor } from "../../../tensor/tensor.js";
 import type { SequencePlan } from "../contract.js";
@@ -26,23 +27,33 @@ const body = (tiles: PowerTiles, columns: number, degree: number) => {
   // At degree 2 a lane makes features of the same two blocks all along, and fetches its next tokens' while it multiplies.
   const ahead = degree === 2 && (steps * groups) % lanes === 0;
   const ownTokens = (steps * groups) / lanes;
-  const octets = (steps * columns) / 8;
-  const ownOctets = Math.ceil(octets / lanes);
-  const within = (k: number, text: string) =>
-    (k + 1) * lanes <= octets ? text : `if (lane + ${k * lanes}u < ${octets}u) { ${text} }`;
   const laneAt = (k: number) => `(lane + ${k * lanes}u)`;
-  const fetch = `
-    ${each(
-      ownTokens,
-      (k) => `{ let row = row0 + base + ${laneAt(k)} % STEPS;
+  const values = tileAhead(
+    "values",
+    { lines: steps, octets: columns / 8, stride: rowStride(columns / 8), lanes },
+    (n) => `load4_y((row0 + base) * Y_OCTETS + ${n})`,
+  );
+  const fetchFeatures = each(
+    ownTokens,
+    (k) => `{ let row = row0 + base + ${laneAt(k)} % STEPS;
       first_${k} = load4_x(row * X_OCTETS + (word_${k} & 255u) / 8u);
       octet_${k} = load4_x(row * X_OCTETS + (word_${k} >> 24u));
       weight_${k} = f16(exp2(FEATURE_EXPONENT) * load_tokens(4u * row + 3u)); }`,
-    )}
-    ${each(ownOctets, (k) => within(k, `value_${k} = load4_y((row0 + base) * Y_OCTETS + lane + ${k * lanes}u);`))}`;
-  const make = `
-    ${each(ownTokens, (k) => `make_square(first_${k}, octet_${k}, weight_${k}, (${laneAt(k)} % STEPS) * PHI_STRIDE + 8u * (${laneAt(k)} / STEPS));`)}
-    ${each(ownOctets, (k) => within(k, `values[(${laneAt(k)} / Y_OCTETS) * Y_STRIDE + ${laneAt(k)} % Y_OCTETS] = value_${k};`))}`;
+  );
+  const makeAhead = each(
+    ownTokens,
+    (k) =>
+      `make_square(first_${k}, octet_${k}, weight_${k}, (${laneAt(k)} % STEPS) * PHI_STRIDE + 8u * (${laneAt(k)} / STEPS));`,
+  );
+  const make = `for (var n = lane; n < STEPS * GROUPS; n += LANES) {
+        let token = n % STEPS;
+        let group = n / STEPS;
+        let row = row0 + base + token;
+        let weight = f16(exp2(FEATURE_EXPONENT) * load_tokens(4u * row + 3u));
+        make_group(row, weight, id.x * GROUPS + group, token * PHI_STRIDE + 8u * group);
+      }`;
+  const fetch = `${ahead ? fetchFeatures : ""}
+    ${values.fetch}`;
   const own = (groups * GROUP) / (down * tiles.M);
   const matricesAcross = columnMatrices(columns / across, tiles);
   return `${matrices(tiles)}
@@ -64,39 +75,29 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   let ownRow = ((lane / SUBGROUP) / ACROSS) * OWN_ROWS;
   let ownColumn = ((lane / SUBGROUP) % ACROSS) * OWN_COLUMNS;
   ${declareSums(own, matricesAcross)}
+  ${values.declare}
   ${
     ahead
-      ? `${each(
+      ? each(
           ownTokens,
           (k) => `let word_${k} = bitcast<u32>(load_octets(8u * (id.x * GROUPS + ${laneAt(k)} / STEPS)));
   var first_${k} = vec4u(0); var octet_${k} = vec4u(0); var weight_${k} = 0.0h;`,
-        )}
-  ${each(ownOctets, (k) => `var value_${k} = vec4u(0);`)}`
+        )
       : ""
   }
   for (var member = 0u; member < P.members; member++) {
     let row0 = ((line * P.members + member) * P.chunks + chunk) * CHUNK_ROWS;
     var base = 0u;
-    ${ahead ? fetch : ""}
+    ${fetch}
     while (base < CHUNK_ROWS) {
       workgroupBarrier();
-      ${
-        ahead
-          ? make
-          : `for (var n = lane; n < STEPS * GROUPS; n += LANES) {
-        let token = n % STEPS;
-        let group = n / STEPS;
-        let row = row0 + base + token;
-        let weight = f16(exp2(FEATURE_EXPONENT) * load_tokens(4u * row + 3u));
-        make_group(row, weight, id.x * GROUPS + group, token * PHI_STRIDE + 8u * group);
-      }
-      for (var n = lane; n < STEPS * Y_OCTETS; n += LANES) {
-        values[(n / Y_OCTETS) * Y_STRIDE + n % Y_OCTETS] = load4_y((row0 + base) * Y_OCTETS + n);
-      }`
-      }
+      ${values.keep}
+      ${ahead ? makeAhead : make}
       workgroupBarrier();
       base += STEPS;
-      ${ahead ? `if (base < CHUNK_ROWS) { ${fetch} }` : ""}
+      if (base < CHUNK_ROWS) {
+        ${fetch}
+      }
       for (var step = 0u; step < STEPS; step += MATRIX_K) {
         ${multiplyAdd(
           own,

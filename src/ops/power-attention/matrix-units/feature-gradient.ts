@@ -1,11 +1,13 @@
 import { webgpuDevice } from "../../../devices/webgpu/device.js";
 import type { KernelSource } from "../../../devices/webgpu/kernel.js";
-import { columnMatrices, each, matrices, rowStride } from "../../../devices/webgpu/matrix-text.js";
+import { columnMatrices, matrices, rowStride } from "../../../devices/webgpu/matrix-text.js";
 import { empty, type Tensor } from "../../../tensor/tensor.js";
 import type { SequencePlan } from "../contract.js";
 import { OCTET } from "./features.js";
 import { chunkRows, type Packed } from "./pack.js";
+import { keepRows, scoreAll } from "./pairs-text.js";
 import { type ChunkStates, FACTORS } from "./scan.js";
+import { ELEMENT, EXPONENTS, HALVES } from "./text.js";
 import { type PowerTiles, powerConstants } from "./tiles.js";
 
 /**
@@ -16,21 +18,17 @@ import { type PowerTiles, powerConstants } from "./tiles.js";
 const body = (tiles: PowerTiles, sumAt: number) => {
   const own = tiles.subgroupSize / tiles.M;
   const steps = (sumAt * OCTET) / tiles.K;
-  const featureMatrices = columnMatrices(64, tiles);
   return `${matrices(tiles)}
 const TOKENS = DOWN * SUBGROUP;
 const WIDTH = X_OCTETS * 8;
-const STRIDE = 65;
+const SCORE_STRIDE = 65;
 const DX_STRIDE = WIDTH + 1;
 var<workgroup> part: array<vec4u, 64 * S_STRIDE>;
-var<workgroup> changes: array<f32, TOKENS * STRIDE>;
+var<workgroup> changes: array<f32, TOKENS * SCORE_STRIDE>;
 var<workgroup> dx: array<f32, TOKENS * DX_STRIDE>;
 
-fn halves(word: u32) -> vec2f { return vec2f(bitcast<vec2<f16>>(word)); }
-fn element(row: u32, i: u32) -> f32 {
-  let pair = halves(load4_x(row * X_OCTETS + i / 8u)[(i / 2u) & 3u]);
-  return select(pair.x, pair.y, (i & 1u) == 1u);
-}
+${HALVES}${ELEMENT}${EXPONENTS}
+fn pair_of(word: u32) -> vec2f { return vec2f(halves(word)); }
 
 @compute @workgroup_size(TOKENS)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
@@ -46,15 +44,9 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   let row = row0 + min(first + lane, CHUNK_ROWS - 1u);
   for (var i = 0u; i < WIDTH; i++) { dx[lane * DX_STRIDE + i] = 0.0; }
   // A sum's column has a power of two of its own.
-  let ysum = halves(load4_y(row * Y_OCTETS + SUM_AT).x).x *
+  let ysum = pair_of(load4_y(row * Y_OCTETS + SUM_AT).x).x *
     load_factors(${FACTORS}u * stateLine + 6u) / load_factors(${FACTORS}u * stateLine + 5u) * sum_scale(line, chunk);
-  ${each(own, (i) =>
-    each(
-      steps,
-      (step) =>
-        `let y_${i}_${step} = subgroupMatrixLoad<Left, row_major>(&y, P.y_at / 8u + (row0 + min(first + ownRow + ${i * tiles.M}u, CHUNK_ROWS - MATRIX_M)) * Y_OCTETS + ${(step * tiles.K) / 8}u, Y_OCTETS);`,
-    ),
-  )}
+  ${keepRows("y", "y", "Y_OCTETS", own, steps, tiles)}
   var octet = vec4u(0);
   var block = 0xffffffffu;
   var low = vec4f(0);
@@ -64,19 +56,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
     let s0 = (stateLine * P.features + 64u * group) * Y_OCTETS;
     for (var n = lane; n < 64u * Y_OCTETS; n += TOKENS) { part[(n / Y_OCTETS) * S_STRIDE + n % Y_OCTETS] = load4_s(s0 + n); }
     workgroupBarrier();
-    ${featureMatrices
-      .map(
-        ({ octet, width }) => `{
-      ${each(steps, (step) => `let right_${step} = subgroupMatrixLoad<Right${width}, col_major>(&part, ${octet * 8}u * S_STRIDE + ${(step * tiles.K) / 8}u, S_STRIDE);`)}
-      ${each(
-        own,
-        (i) => `var change_${i} = Result${width}();
-      ${each(steps, (step) => `change_${i} = subgroupMatrixMultiplyAccumulate(y_${i}_${step}, right_${step}, change_${i});`)}
-      subgroupMatrixStore<row_major>(&changes, (ownRow + ${i * tiles.M}u) * STRIDE + ${octet * 8}u, change_${i}, STRIDE);`,
-      )}
-    }`,
-      )
-      .join("\n")}
+    ${scoreAll("y", "part", "S_STRIDE", "changes", columnMatrices(64, tiles), own, steps, tiles)}
     workgroupBarrier();
     for (var k = 0u; k < 8u; k++) {
       let word = bitcast<u32>(load_octets(8u * group + k));
@@ -88,22 +68,22 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
         block = word >> 24u;
         octet = load4_x(row * X_OCTETS + block);
       }
-      let at = lane * STRIDE + 8u * k;
+      let at = lane * SCORE_STRIDE + 8u * k;
       let z = (8u * k) * S_STRIDE + SUM_AT;
       let a = vec4f(changes[at], changes[at + 1u], changes[at + 2u], changes[at + 3u]) +
-        ysum * vec4f(halves(part[z].x).x, halves(part[z + S_STRIDE].x).x, halves(part[z + 2u * S_STRIDE].x).x, halves(part[z + 3u * S_STRIDE].x).x);
+        ysum * vec4f(pair_of(part[z].x).x, pair_of(part[z + S_STRIDE].x).x, pair_of(part[z + 2u * S_STRIDE].x).x, pair_of(part[z + 3u * S_STRIDE].x).x);
       let b = vec4f(changes[at + 4u], changes[at + 5u], changes[at + 6u], changes[at + 7u]) +
-        ysum * vec4f(halves(part[z + 4u * S_STRIDE].x).x, halves(part[z + 5u * S_STRIDE].x).x, halves(part[z + 6u * S_STRIDE].x).x, halves(part[z + 7u * S_STRIDE].x).x);
-      let rest = dot(a, vec4f(halves(octet.x), halves(octet.y))) + dot(b, vec4f(halves(octet.z), halves(octet.w)));
+        ysum * vec4f(pair_of(part[z + 4u * S_STRIDE].x).x, pair_of(part[z + 5u * S_STRIDE].x).x, pair_of(part[z + 6u * S_STRIDE].x).x, pair_of(part[z + 7u * S_STRIDE].x).x);
+      let rest = dot(a, vec4f(pair_of(octet.x), pair_of(octet.y))) + dot(b, vec4f(pair_of(octet.z), pair_of(octet.w)));
       var factor = 1.0;
       for (var m = 0u; m + 1u < DEGREE; m++) {
         let i = (word >> (8u * m)) & 255u;
         var others = rest;
         for (var o = 0u; o + 1u < DEGREE; o++) {
-          if (o != m) { others *= element(row, (word >> (8u * o)) & 255u); }
+          if (o != m) { others *= f32(element(row, (word >> (8u * o)) & 255u)); }
         }
         dx[lane * DX_STRIDE + i] += others;
-        factor *= element(row, i);
+        factor *= f32(element(row, i));
       }
       low += factor * a;
       high += factor * b;
@@ -132,9 +112,7 @@ fn flush(lane: u32, block: u32, low: vec4f, high: vec4f) {
 fn sum_scale(line: u32, chunk: u32) -> f32 {
   let head = line / P.chunks / P.members;
   let b = head / P.heads;
-  let bits = bitcast<u32>(load_valueLargest((b * P.chunks + chunk) * P.heads + head % P.heads)) & 0x7fffffffu;
-  var power = 1.0;
-  if (bits > 0u) { power = bitcast<f32>(min(max(bits >> 23u, 1u) + 1u, 254u) << 23u); }
+  let power = power_of(load_valueLargest((b * P.chunks + chunk) * P.heads + head % P.heads));
   return select(1.0 / power, power, QUERIES);
 }`;
 };

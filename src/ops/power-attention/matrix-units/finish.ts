@@ -8,6 +8,7 @@ import type { Levels } from "./levels.js";
 import { chunkRows, type Packed } from "./pack.js";
 import { WEIGHT_EXPONENT } from "./pairs.js";
 import { type ChunkStates, FACTORS } from "./scan.js";
+import { EXPONENTS } from "./text.js";
 import { FEATURE_EXPONENT } from "./tiles.js";
 
 /**
@@ -42,13 +43,7 @@ const kernel = (dtype: DType, constants: Record<string, number | boolean>): Kern
     rows: "u32",
     scaleLog: "f32",
   },
-  body: `
-fn power_of(magnitude: f32) -> f32 {
-  let bits = bitcast<u32>(magnitude) & 0x7fffffffu;
-  if (bits == 0u) { return 1.0; }
-  return bitcast<f32>(min(max(bits >> 23u, 1u) + 1u, 254u) << 23u);
-}
-
+  body: `${EXPONENTS}
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
         @builtin(local_invocation_index) lane: u32) {

@@ -8,6 +8,7 @@ import type { Levels } from "./levels.js";
 import { chunkRows, type Packed } from "./pack.js";
 import { GRADIENT_EXPONENT, WEIGHT_EXPONENT } from "./pairs.js";
 import { type ChunkStates, FACTORS } from "./scan.js";
+import { EXPONENTS } from "./text.js";
 import { FEATURE_EXPONENT } from "./tiles.js";
 
 const QUERIES = 0;
@@ -56,12 +57,7 @@ const kernel = (dtype: DType, constants: Record<string, number | boolean>): Kern
     rows: "u32",
     scaleLog: "f32",
   },
-  body: `
-fn exponent_of(magnitude: f32) -> f32 {
-  let bits = bitcast<u32>(magnitude) & 0x7fffffffu;
-  return select(f32(i32(min(max(bits >> 23u, 1u) + 1u, 254u)) - 127), 0.0, bits == 0u);
-}
-
+  body: `${EXPONENTS}
 var<workgroup> partial: array<f32, 256>;
 
 @compute @workgroup_size(256)
@@ -81,7 +77,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   let last = line * CHUNK_ROWS + min(P.chunkSize, P.time - chunk * P.chunkSize) - 1u;
   let gate = load_keyTokens(4u * keyRow + 2u);
   let gateEnd = load_keyTokens(4u * last + 2u);
-  let valueE = exponent_of(load_valueLargest((b * P.chunks + chunk) * P.heads + head));
+  let valueE = f32(exponent_of(load_valueLargest((b * P.chunks + chunk) * P.heads + head)));
   let own = DEGREE_LESS_1 * load_exponents(at);
   var near = P.scaleLog;
   var far = 0.0;

@@ -22,6 +22,24 @@ export interface Levels {
 /** L of what weighs nothing. */
 const NOTHING = -1e30;
 
+/** The largest value of a workgroup's lanes up to each; until the next call most[255] has that of all. */
+const RUNNING_LARGEST = `
+var<workgroup> most: array<f32, 256>;
+
+fn running_largest(value: f32, lane: u32) -> f32 {
+  var largest = value;
+  for (var reach = 1u; reach < 256u; reach *= 2u) {
+    most[lane] = largest;
+    workgroupBarrier();
+    if (lane >= reach) { largest = max(largest, most[lane - reach]); }
+    workgroupBarrier();
+  }
+  most[lane] = largest;
+  workgroupBarrier();
+  return largest;
+}
+`;
+
 const kernel = (constants: Record<string, number | boolean>): KernelSource => ({
   name: "token-levels",
   constants,
@@ -33,9 +51,7 @@ const kernel = (constants: Record<string, number | boolean>): KernelSource => ({
     largest: { dtype: "f32", access: "write" },
   },
   parameters: { time: "u32", heads: "u32", members: "u32", chunkSize: "u32", chunks: "u32", lines: "u32" },
-  body: `${GATES}
-var<workgroup> most: array<f32, 256>;
-
+  body: `${GATES}${RUNNING_LARGEST}
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
         @builtin(local_invocation_index) lane: u32) {
@@ -62,16 +78,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
         level = DEGREE * load_exponents(row0 + i) + select(-gate, gate, QUERIES);
         if (QUERIES) { level += load_gradients(row0 + i); }
       }
-      var largest = level;
-      for (var reach = 1u; reach < 256u; reach *= 2u) {
-        most[lane] = largest;
-        workgroupBarrier();
-        if (lane >= reach) { largest = max(largest, most[lane - reach]); }
-        workgroupBarrier();
-      }
-      most[lane] = largest;
-      workgroupBarrier();
-      largest = max(largest, before);
+      let largest = max(running_largest(level, lane), before);
       before = max(before, most[255]);
       workgroupBarrier();
       if (i < CHUNK_ROWS) {
@@ -116,9 +123,7 @@ const laterKernel = (constants: Record<string, number | boolean>): KernelSource 
   constants,
   tensors: { tokens: { dtype: "f32", access: "read" }, later: { dtype: "f32", access: "write" } },
   parameters: { members: "u32", chunks: "u32", lines: "u32" },
-  body: `
-var<workgroup> most: array<f32, 256>;
-
+  body: `${RUNNING_LARGEST}
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
         @builtin(local_invocation_index) lane: u32) {
@@ -136,15 +141,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
         largest = max(largest, load_tokens(4u * row));
       }
     }
-    for (var reach = 1u; reach < 256u; reach *= 2u) {
-      most[lane] = largest;
-      workgroupBarrier();
-      if (lane >= reach) { largest = max(largest, most[lane - reach]); }
-      workgroupBarrier();
-    }
-    most[lane] = largest;
-    workgroupBarrier();
-    largest = max(largest, after);
+    largest = max(running_largest(largest, lane), after);
     after = max(after, most[255]);
     workgroupBarrier();
     if (i < CHUNK_ROWS) { store_later(line * CHUNK_ROWS + i, largest); }

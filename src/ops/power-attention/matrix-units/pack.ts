@@ -1,12 +1,13 @@
 import { webgpuDevice } from "../../../devices/webgpu/device.js";
+import { each } from "../../../devices/webgpu/each.js";
 import type { KernelSource } from "../../../devices/webgpu/kernel.js";
-import { each } from "../../../devices/webgpu/matrix-text.js";
-import { rowsAreWide } from "../../../devices/webgpu/wide.js";
+import { rowsBeginWide } from "../../../devices/webgpu/wide.js";
 import type { DType } from "../../../tensor/dtype.js";
 import { empty, type Tensor } from "../../../tensor/tensor.js";
 import type { SequencePlan } from "../contract.js";
 import { absent } from "../webgpu-gates.js";
 import { OCTET } from "./features.js";
+import { EXPONENTS, HALVES } from "./text.js";
 
 /** Rows of a chunk are padded with zeros to a multiple of this. */
 const ROW_MULTIPLE = 32;
@@ -61,17 +62,11 @@ const kernel = (dtype: DType, wide: boolean, constants: Record<string, number | 
 const ROWS = 256u / LOADED;
 var<workgroup> partial: array<u32, 256>;
 
-// e with magnitude / 2^e in [½, 1).
-fn exponent_of(bits: u32) -> i32 {
-  if (bits == 0u) { return 0; }
-  return max(i32(bits >> 23u), 1) - 126;
-}
-// x / 2^e, for e beyond what one factor holds.
+${EXPONENTS}${HALVES}// x / 2^e, for e beyond what one factor holds.
 fn scaled(x: f32, e: i32) -> f32 {
   let half = e / 2;
   return x * bitcast<f32>(u32(127 - half) << 23u) * bitcast<f32>(u32(127 - (e - half)) << 23u);
 }
-fn two_halves(a: f32, b: f32) -> u32 { return bitcast<u32>(vec2<f16>(f16(a), f16(b))); }
 
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
@@ -108,7 +103,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
     workgroupBarrier();
     let first = lane - part;
     for (var k = 0u; k < LOADED; k++) { most = max(most, partial[min(first + k, 255u)]); }
-    e = exponent_of(most);
+    e = exponent_of(bitcast<f32>(most));
     var squares = 0.0;
     ${each(8, (j) => `let element_${j} = scaled(value[${j}], e); squares += element_${j} * element_${j};`)}
     workgroupBarrier();
@@ -117,10 +112,10 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
     squares = 0.0;
     for (var k = 0u; k < LOADED; k++) { squares += bitcast<f32>(partial[min(first + k, 255u)]); }
     // Twice the exponent of the length is that of its square, rounded up.
-    e += (exponent_of(bitcast<u32>(squares)) + 1) / 2;
+    e += (exponent_of(squares) + 1) / 2;
   }
   var chunkE = 0;
-  if (inside && (!BY_ROW || EXTRA)) { chunkE = exponent_of(bitcast<u32>(load_largest(state))); }
+  if (inside && (!BY_ROW || EXTRA)) { chunkE = exponent_of(load_largest(state)); }
   if (!BY_ROW) { e = chunkE; }
   if (!inside) { return; }
   let at = row * STRIDE + part;
@@ -150,11 +145,6 @@ interface Packing {
   extra?: Tensor;
 }
 
-/** Whether all rows of x [B, T, heads, width] can be read eight values at a time. */
-function beginsWide(x: Tensor): boolean {
-  return rowsAreWide(x.shape[3], x) && x.strides.slice(0, 3).every((stride) => stride % OCTET === 0);
-}
-
 function pack(plan: SequencePlan, x: Tensor, { octets, byRow, largest, extra }: Packing): Packed {
   const { batch, time, heads: keyHeads, chunkSize, chunks } = plan;
   const [, , heads, width] = x.shape;
@@ -168,8 +158,7 @@ function pack(plan: SequencePlan, x: Tensor, { octets, byRow, largest, extra }: 
   const none = absent(x);
   const [xB, xT, xH] = x.strides;
   device.dispatch(
-    kernel(x.dtype, beginsWide(x), {
-      WIDE: beginsWide(x),
+    kernel(x.dtype, rowsBeginWide(x), {
       LOADED: octets.sumAt,
       STRIDE: octets.stride,
       SUM_AT: octets.sumAt,

@@ -1,100 +1,18 @@
 import { webgpuDevice } from "../../../devices/webgpu/device.js";
+import { each } from "../../../devices/webgpu/each.js";
 import type { Binding, KernelSource } from "../../../devices/webgpu/kernel.js";
-import {
-  type Column,
-  columnMatrices,
-  each,
-  matrices,
-  multiplyAdd,
-  rowStride,
-  tileAhead,
-} from "../../../devices/webgpu/matrix-text.js";
+import { columnMatrices, declareSums, matrices, rowStride } from "../../../devices/webgpu/matrix-text.js";
 import { empty, type Tensor } from "../../../tensor/tensor.js";
 import type { SequencePlan } from "../contract.js";
 import type { Levels } from "./levels.js";
 import { chunkRows, type Packed } from "./pack.js";
-import { GRADIENT_EXPONENT, octetOf, POWER, WEIGHT_EXPONENT } from "./pairs.js";
+import { GRADIENT_EXPONENT, POWER, WEIGHT_EXPONENT } from "./pairs.js";
+import { keepRows, octetOf, scoreAll, spread, storeRows, tilesAhead } from "./pairs-text.js";
+import { HALVES } from "./text.js";
 import { type PowerTiles, powerConstants } from "./tiles.js";
 
-/** Matrices of rows of a packed tensor that a subgroup keeps: name_i_step. */
-const keepRows = (
-  name: string,
-  binding: string,
-  octets: string,
-  row0: string,
-  own: number,
-  steps: number,
-  tiles: PowerTiles,
-) =>
-  each(own, (i) =>
-    each(
-      steps,
-      (step) =>
-        `let ${name}_${i}_${step} = subgroupMatrixLoad<Left, row_major>(&${binding}, P.${binding}_at / 8u + (${row0} + min(first + ownRow + ${i * tiles.M}u, CHUNK_ROWS - MATRIX_M)) * ${octets} + ${(step * tiles.K) / 8}u, ${octets});`,
-    ),
-  );
-
-/** Products of kept rows with the vectors of a tile in workgroup memory, matrix by matrix, to `target`. */
-const scoreAll = (
-  kept: string,
-  tile: string,
-  stride: string,
-  target: string,
-  columns: Column[],
-  own: number,
-  steps: number,
-  tiles: PowerTiles,
-) =>
-  columns
-    .map(
-      ({ octet, width }) => `{
-  ${each(steps, (step) => `let right_${step} = subgroupMatrixLoad<Right${width}, col_major>(&${tile}, ${octet * 8}u * ${stride} + ${(step * tiles.K) / 8}u, ${stride});`)}
-  ${each(
-    own,
-    (i) => `var score_${i} = Result${width}();
-  ${each(steps, (step) => `score_${i} = subgroupMatrixMultiplyAccumulate(${kept}_${i}_${step}, right_${step}, score_${i});`)}
-  subgroupMatrixStore<row_major>(&${target}, (ownRow + ${i * tiles.M}u) * SCORE_STRIDE + ${octet * 8}u, score_${i}, SCORE_STRIDE);`,
-  )}
-}`,
-    )
-    .join("\n");
-
-const declare = (name: string, own: number, columns: Column[]) =>
-  each(own, (i) => columns.map(({ width }, j) => `var ${name}_${i}_${j}: Result${width};`).join(" "));
-
-/** name_i_j += weights × vectors of a tile, where `weights` holds [rows × others] and the tile [others × columns]. */
-const spread = (
-  name: string,
-  weights: string,
-  tile: string,
-  stride: string,
-  own: number,
-  columns: Column[],
-  tiles: PowerTiles,
-) =>
-  multiplyAdd(
-    own,
-    columns,
-    (i) =>
-      `subgroupMatrixLoad<Left, row_major>(&${weights}, (ownRow + ${i * tiles.M}u) * WEIGHT_STRIDE + step / 8u, WEIGHT_STRIDE)`,
-    ({ octet, width }) =>
-      `subgroupMatrixLoad<Right${width}, row_major>(&${tile}, step * ${stride} + ${octet}u, ${stride})`,
-  ).replaceAll("sum_", `${name}_`);
-
-const store = (name: string, binding: string, width: string, own: number, columns: Column[], tiles: PowerTiles) =>
-  each(
-    own,
-    (i) => `if (first + ownRow + ${i * tiles.M}u < CHUNK_ROWS) {
-  let at = P.${binding}_at + (row0 + first + ownRow + ${i * tiles.M}u) * ${width};
-  ${columns.map(({ octet }, j) => `subgroupMatrixStore<row_major>(&${binding}, at + ${octet * 8}u, ${name}_${i}_${j}, ${width});`).join("\n")}
-}`,
-  );
-
-const tilesAhead = (lanes: number, others: number) => (name: string, octets: number, source: (n: string) => string) =>
-  tileAhead(name, { lines: others, octets, stride: rowStride(octets), lanes }, source);
-
-const SHARED = `${POWER}
-fn first_half(word: u32) -> f32 { return f32(bitcast<vec2<f16>>(word).x); }
+const SHARED = `${HALVES}${POWER}
+fn first_half(word: u32) -> f32 { return f32(halves(word).x); }
 `;
 
 interface Sizes {
@@ -138,9 +56,9 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   let first = id.x * ROWS;
   let row0 = line * CHUNK_ROWS;
   let ownRow = (lane / SUBGROUP) * OWN_ROWS;
-  ${keepRows("q", "q", "X_OCTETS", "row0", own, xSteps, tiles)}
-  ${keepRows("dy", "dy", "Y_OCTETS", "row0", own, ySteps, tiles)}
-  ${declare("dq", own, columns)}
+  ${keepRows("q", "q", "X_OCTETS", own, xSteps, tiles)}
+  ${keepRows("dy", "dy", "Y_OCTETS", own, ySteps, tiles)}
+  ${declareSums(own, columns, "dq")}
   let end = min(CHUNK_ROWS, first + ROWS);
   var key0 = 0u;
   var level = 0.0;
@@ -183,7 +101,7 @@ ${each(
     }
     if (key0 >= end) { break; }
   }
-  ${store("dq", "dQ", "8u * X_OCTETS", own, columns, tiles)}
+  ${storeRows("dq", "dQ", "8u * X_OCTETS", own, columns, tiles)}
 }`;
 };
 
@@ -229,10 +147,10 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   let first = id.x * ROWS;
   let row0 = line * CHUNK_ROWS;
   let ownRow = (lane / SUBGROUP) * OWN_ROWS;
-  ${keepRows("k", "k", "X_OCTETS", "row0", own, xSteps, tiles)}
-  ${keepRows("v", "v", "Y_OCTETS", "row0", own, ySteps, tiles)}
-  ${declare("dk", own, xColumns)}
-  ${declare("dv", own, yColumns)}
+  ${keepRows("k", "k", "X_OCTETS", own, xSteps, tiles)}
+  ${keepRows("v", "v", "Y_OCTETS", own, ySteps, tiles)}
+  ${declareSums(own, xColumns, "dk")}
+  ${declareSums(own, yColumns, "dv")}
   var level = 0.0;
   var dsum = 0.0;
   ${queryTile.declare}
@@ -284,8 +202,8 @@ ${each(
       if (query0 >= CHUNK_ROWS) { break; }
     }
   }
-  ${store("dk", "dK", "8u * X_OCTETS", own, xColumns, tiles)}
-  ${store("dv", "dV", "8u * SUM_AT", own, yColumns, tiles)}
+  ${storeRows("dk", "dK", "8u * X_OCTETS", own, xColumns, tiles)}
+  ${storeRows("dv", "dV", "8u * SUM_AT", own, yColumns, tiles)}
 }`;
 };
 

@@ -1,19 +1,13 @@
 import { webgpuDevice } from "../../../devices/webgpu/device.js";
+import { each } from "../../../devices/webgpu/each.js";
 import type { KernelSource } from "../../../devices/webgpu/kernel.js";
-import {
-  columnMatrices,
-  declareSums,
-  each,
-  matrices,
-  multiplyAdd,
-  rowStride,
-  storeSums,
-  tileAhead,
-} from "../../../devices/webgpu/matrix-text.js";
+import { columnMatrices, declareSums, matrices, rowStride } from "../../../devices/webgpu/matrix-text.js";
 import { empty, type Tensor } from "../../../tensor/tensor.js";
 import type { SequencePlan } from "../contract.js";
 import type { Levels } from "./levels.js";
 import { chunkRows, type Packed } from "./pack.js";
+import { keepRows, octetOf, scoreAll, spread, storeRows, tilesAhead } from "./pairs-text.js";
+import { HALVES } from "./text.js";
 import { type PowerTiles, powerConstants } from "./tiles.js";
 
 /** Powers of dot products of packed rows are at most 1: multiplied by the last power of two of f16, they keep most digits. */
@@ -21,10 +15,6 @@ export const WEIGHT_EXPONENT = 15;
 
 /** The same for weights times what arrives at them, which is at most about 2^5 of packed vectors. */
 export const GRADIENT_EXPONENT = 10;
-
-/** Eight values, name_0 … name_7, as halves. */
-export const octetOf = (name: string) =>
-  `vec4u(${[0, 2, 4, 6].map((k) => `bitcast<u32>(vec2<f16>(f16(${name}_${k}), f16(${name}_${k + 1})))`).join(", ")})`;
 
 /** Powers of dot products. */
 export const POWER = `
@@ -42,9 +32,7 @@ const body = (tiles: PowerTiles, xOctets: number, columns: number) => {
   const xSteps = (xOctets * 8) / tiles.K;
   const keyMatrices = columnMatrices(keys, tiles);
   const valueMatrices = columnMatrices(columns, tiles);
-  const lanes = down * tiles.subgroupSize;
-  const ahead = (name: string, octets: number, source: (n: string) => string) =>
-    tileAhead(name, { lines: keys, octets, stride: rowStride(octets), lanes }, source);
+  const ahead = tilesAhead(down * tiles.subgroupSize, keys);
   const keyTile = ahead("keys", xOctets, (n) => `load4_k((keyRow0 + key0) * X_OCTETS + ${n})`);
   const valueTile = ahead("values", columns / 8, (n) => `load4_v((keyRow0 + key0) * V_OCTETS + ${n})`);
   const fetch = `${keyTile.fetch}
@@ -62,7 +50,7 @@ var<workgroup> scores: array<f32, ROWS * SCORE_STRIDE>;
 var<workgroup> weights: array<vec4u, ROWS * WEIGHT_STRIDE>;
 var<workgroup> keyLevels: array<f32, KEYS>;
 
-${POWER}
+${HALVES}${POWER}
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
         @builtin(local_invocation_index) lane: u32) {
@@ -73,14 +61,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   let first = id.x * ROWS;
   let row0 = line * CHUNK_ROWS;
   let ownRow = (lane / SUBGROUP) * OWN_ROWS;
-  // Rows beyond the chunk repeat its last matrix: nothing is stored for them.
-  ${each(own, (i) =>
-    each(
-      xSteps,
-      (step) =>
-        `let q_${i}_${step} = subgroupMatrixLoad<Left, row_major>(&x, P.x_at / 8u + (row0 + min(first + ownRow + ${i * tiles.M}u, CHUNK_ROWS - MATRIX_M)) * X_OCTETS + ${(step * tiles.K) / 8}u, X_OCTETS);`,
-    ),
-  )}
+  ${keepRows("q", "q", "X_OCTETS", own, xSteps, tiles)}
   ${declareSums(own, valueMatrices)}
   let end = min(CHUNK_ROWS, first + ROWS);
   var key0 = 0u;
@@ -99,23 +80,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
     if (key0 < end) {
       ${fetch}
     }
-    ${keyMatrices
-      .map(
-        ({ octet, width }) => `{
-      ${each(
-        xSteps,
-        (step) =>
-          `let right_${step} = subgroupMatrixLoad<Right${width}, col_major>(&keys, ${octet * 8}u * X_STRIDE + ${(step * tiles.K) / 8}u, X_STRIDE);`,
-      )}
-      ${each(
-        own,
-        (i) => `var score_${i} = Result${width}();
-      ${each(xSteps, (step) => `score_${i} = subgroupMatrixMultiplyAccumulate(q_${i}_${step}, right_${step}, score_${i});`)}
-      subgroupMatrixStore<row_major>(&scores, (ownRow + ${i * tiles.M}u) * SCORE_STRIDE + ${octet * 8}u, score_${i}, SCORE_STRIDE);`,
-      )}
-    }`,
-      )
-      .join("\n")}
+    ${scoreAll("q", "keys", "X_STRIDE", "scores", keyMatrices, own, xSteps, tiles)}
     workgroupBarrier();
     for (var n = lane; n < ROWS * WEIGHT_OCTETS; n += LANES) {
       let row = n % ROWS;
@@ -133,23 +98,11 @@ ${each(
     }
     workgroupBarrier();
     for (var step = 0u; step < KEYS; step += MATRIX_K) {
-      ${multiplyAdd(
-        own,
-        valueMatrices,
-        (i) =>
-          `subgroupMatrixLoad<Left, row_major>(&weights, (ownRow + ${i * tiles.M}u) * WEIGHT_STRIDE + step / 8u, WEIGHT_STRIDE)`,
-        ({ octet, width }) =>
-          `subgroupMatrixLoad<Right${width}, row_major>(&values, step * V_STRIDE + ${octet}u, V_STRIDE)`,
-      )}
+      ${spread("sum", "weights", "values", "V_STRIDE", own, valueMatrices, tiles)}
     }
     if (key0 >= end) { break; }
   }
-  ${each(
-    own,
-    (i) => `if (first + ownRow + ${i * tiles.M}u < CHUNK_ROWS) {
-      ${storeSums(1, valueMatrices, "result", "COLUMNS", () => `P.result_at + (row0 + first + ownRow + ${i * tiles.M}u) * COLUMNS`).replaceAll("sum_0_", `sum_${i}_`)}
-    }`,
-  )}
+  ${storeRows("sum", "result", "COLUMNS", own, valueMatrices, tiles)}
 }`;
 };
 
@@ -180,7 +133,7 @@ export function pairs(plan: SequencePlan, tiles: PowerTiles, q: Packed, k: Packe
       DOWN: down,
     },
     tensors: {
-      x: { dtype: "f16", access: "read", vectors: true },
+      q: { dtype: "f16", access: "read", vectors: true },
       k: { dtype: "f16", access: "read", vectors: true },
       v: { dtype: "f16", access: "read", vectors: true },
       tokens: { dtype: "f32", access: "read" },
@@ -191,7 +144,7 @@ export function pairs(plan: SequencePlan, tiles: PowerTiles, q: Packed, k: Packe
   };
   const result = empty([rows, columns], device, "f32");
   device.dispatch(source, {
-    tensors: { x: q.values, k: k.values, v: v.values, tokens: keys.tokens, result },
+    tensors: { q: q.values, k: k.values, v: v.values, tokens: keys.tokens, result },
     parameters: { lines, chunks, members: lines / (batch * heads * chunks) },
     workgroups: [Math.ceil(chunkRows(plan) / tileRows), ...device.spread(lines)],
   });

@@ -3,11 +3,11 @@ import type { KernelSource } from "../../../devices/webgpu/kernel.js";
 import {
   columnMatrices,
   declareSums,
-  each,
   matrices,
   multiplyAdd,
   rowStride,
   storeSums,
+  tileAhead,
 } from "../../../devices/webgpu/matrix-text.js";
 import { empty, type Tensor } from "../../../tensor/tensor.js";
 import type { SequencePlan } from "../contract.js";
@@ -19,16 +19,11 @@ const body = (tiles: PowerTiles, columns: number) => {
   const { tokens, down, across } = tiles.read;
   const own = tokens / (down * tiles.M);
   const matricesAcross = columnMatrices(columns / across, tiles);
-  const lanes = down * across * tiles.subgroupSize;
   // A part of the state comes into registers while the one before is multiplied.
-  const size = 8 * columns;
-  const own16 = Math.ceil(size / lanes);
-  const within = (k: number, text: string) =>
-    (k + 1) * lanes <= size ? text : `if (lane + ${k * lanes}u < ${size}u) { ${text} }`;
-  const fetch = each(own16, (k) => within(k, `next_${k} = load4_s(s0 + lane + ${k * lanes}u);`));
-  const place = (k: number) => `((lane + ${k * lanes}u) / OCTETS) * S_STRIDE + (lane + ${k * lanes}u) % OCTETS`;
-  const keep = each(own16, (k) =>
-    within(k, `part[${(columns / 8) % 2 === 1 ? `lane + ${k * lanes}u` : place(k)}] = next_${k};`),
+  const part = tileAhead(
+    "part",
+    { lines: 64, octets: columns / 8, stride: rowStride(columns / 8), lanes: down * across * tiles.subgroupSize },
+    (n) => `load4_s(s0 + ${n})`,
   );
   return `${matrices(tiles)}
 const LANES = DOWN * ACROSS * SUBGROUP;
@@ -54,19 +49,19 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   let ownColumn = ((lane / SUBGROUP) % ACROSS) * OWN_COLUMNS;
   ${declareSums(own, matricesAcross)}
   var s0 = state * P.features * OCTETS;
-  ${each(own16, (k) => `var next_${k} = vec4u(0);`)}
-  ${fetch}
+  ${part.declare}
+  ${part.fetch}
   for (var group = 0u; group < P.features / 64u; group++) {
     workgroupBarrier();
-    ${keep}
+    ${part.keep}
     for (var n = lane; n < TOKENS; n += LANES) {
       // Rows beyond the chunk repeat its last: nothing is stored for them.
       make_group(row0 + min(token0 + n, CHUNK_ROWS - 1u), f16(exp2(FEATURE_EXPONENT)), group, n * PHI_STRIDE);
     }
     workgroupBarrier();
-    s0 += ${size}u;
+    s0 += 64u * OCTETS;
     if (64u * group + 64u < P.features) {
-      ${fetch}
+      ${part.fetch}
     }
     for (var step = 0u; step < 64u; step += MATRIX_K) {
       ${multiplyAdd(
@@ -79,11 +74,13 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
       )}
     }
   }
-  ${each(
+  ${storeSums(
     own,
-    (i) => `if (token0 + ownRow + ${i * tiles.M}u < CHUNK_ROWS) {
-      ${storeSums(1, matricesAcross, "result", "COLUMNS", () => `P.result_at + (row0 + token0 + ownRow + ${i * tiles.M}u) * COLUMNS + ownColumn`).replaceAll("sum_0_", `sum_${i}_`)}
-    }`,
+    matricesAcross,
+    "result",
+    "COLUMNS",
+    (i) => `P.result_at + (row0 + token0 + ownRow + ${i * tiles.M}u) * COLUMNS + ownColumn`,
+    { inside: (i) => `token0 + ownRow + ${i * tiles.M}u < CHUNK_ROWS` },
   )}
 }`;
 };

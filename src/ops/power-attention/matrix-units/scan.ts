@@ -4,9 +4,11 @@ import { empty, fromValues, type Tensor } from "../../../tensor/tensor.js";
 import { largest } from "../../reduce/webgpu.js";
 import type { SequencePlan, State } from "../contract.js";
 import { absent } from "../webgpu-gates.js";
+import { zerosLike } from "../webgpu-rows.js";
 import type { FeatureOrder } from "./features.js";
 import type { Levels } from "./levels.js";
 import { chunkRows } from "./pack.js";
+import { EXPONENTS, HALVES } from "./text.js";
 import { FEATURE_EXPONENT } from "./tiles.js";
 
 /** States as `read` takes them. */
@@ -50,13 +52,7 @@ var<workgroup> decays: array<f32, 256>;
 var<workgroup> addends: array<vec2f, 256>;
 var<workgroup> bounds: array<vec2f, 256>;
 
-// 2^e with magnitude / 2^e in [½, 1), as tensors are packed.
-fn power_of(magnitude: f32) -> f32 {
-  let bits = bitcast<u32>(magnitude) & 0x7fffffffu;
-  if (bits == 0u) { return 1.0; }
-  return bitcast<f32>(min(max(bits >> 23u, 1u) + 1u, 254u) << 23u);
-}
-
+${EXPONENTS}
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane: u32) {
   let line = id.x; // counts b, key head
@@ -115,8 +111,7 @@ const scanKernel = (constants: Record<string, number | boolean>): KernelSource =
   },
   parameters: { lines: "u32", chunks: "u32", features: "u32", expanded: "u32", valueDim: "u32" },
   body: `enable f16;
-fn two_halves(a: f32, b: f32) -> u32 { return bitcast<u32>(vec2<f16>(f16(a), f16(b))); }
-
+${HALVES}
 @compute @workgroup_size(256)
 fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
   let line = id.y + id.z * groups.y; // counts b, key head
@@ -201,20 +196,15 @@ export function scanStates(plan: SequencePlan, order: FeatureOrder, inputs: Scan
   const lines = batch * heads;
   const factors = empty([batch, heads, chunks, FACTORS], device, "f32");
   const bounds = first && { s: first.s && largest(first.s, [2, 3]), z: first.z && largest(first.z, [2]) };
-  const zeros = (x: Tensor | undefined, shape: number[]) => {
-    if (x) return x;
-    const zero = empty(shape, device, "f32");
-    device.clear(zero);
-    return zero;
-  };
+  const zeros = (...shape: number[]) => zerosLike(shape, sums, "f32");
   const shared = { REVERSE: queries, HAS_FIRST: first !== undefined };
   device.dispatch(factorsKernel({ ...shared, QUERIES: queries, CHUNK_ROWS: chunkRows(plan) }), {
     tensors: {
       tokens: keys.tokens,
       levelLargest: summed.largest,
       valueLargest,
-      firstS: bounds ? zeros(bounds.s, [lines]) : none,
-      firstZ: bounds ? zeros(bounds.z, [lines]) : none,
+      firstS: bounds ? (bounds.s ?? zeros(lines)) : none,
+      firstZ: bounds ? (bounds.z ?? zeros(lines)) : none,
       factors,
     },
     parameters: {
@@ -245,8 +235,8 @@ export function scanStates(plan: SequencePlan, order: FeatureOrder, inputs: Scan
         sums,
         factors,
         order: orderTable(sums, order, `${headDim} ${degree} ${order.features}`),
-        firstS: first ? zeros(first.s, [batch, heads, expandedDim, valueDim]) : none,
-        firstZ: first ? zeros(first.z, [batch, heads, expandedDim]) : none,
+        firstS: first ? (first.s ?? zeros(batch, heads, expandedDim, valueDim)) : none,
+        firstZ: first ? (first.z ?? zeros(batch, heads, expandedDim)) : none,
         s,
         lastS: last?.s ?? scrap(),
         lastZ: last?.z ?? scrap(),

@@ -1,10 +1,10 @@
 import { webgpuDevice } from "../../../devices/webgpu/device.js";
+import { each } from "../../../devices/webgpu/each.js";
 import type { KernelSource } from "../../../devices/webgpu/kernel.js";
 import { octetsAtOnce, squareDown } from "../../../devices/webgpu/legal-tiles.js";
 import {
   columnMatrices,
   declareSums,
-  each,
   matrices,
   multiplyAdd,
   rowStride,
@@ -14,6 +14,7 @@ import { empty, type Tensor } from "../../../tensor/tensor.js";
 import type { SequencePlan } from "../contract.js";
 import { OCTET } from "./features.js";
 import { chunkRows, type Packed } from "./pack.js";
+import { ELEMENT, HALVES } from "./text.js";
 import { type PowerTiles, powerConstants } from "./tiles.js";
 
 /**
@@ -38,16 +39,7 @@ const WIDTH = ${width}u;
 var<workgroup> products: array<vec4u, LANES * ${stride}>;
 var<workgroup> part_of_state: array<vec4u, WIDTH * ${stride}u>;
 
-fn halves(word: u32) -> vec2<f16> { return bitcast<vec2<f16>>(word); }
-fn times(vector: vec4u, factor: f16) -> vec4u {
-  return vec4u(
-    bitcast<u32>(halves(vector.x) * factor), bitcast<u32>(halves(vector.y) * factor),
-    bitcast<u32>(halves(vector.z) * factor), bitcast<u32>(halves(vector.w) * factor));
-}
-fn element(row: u32, i: u32) -> f16 {
-  let pair = halves(load4_x(row * X_OCTETS + i / 8u)[(i / 2u) & 3u]);
-  return select(pair.x, pair.y, (i & 1u) == 1u);
-}
+${HALVES}${ELEMENT}
 // Where feature {a, b} is: octets of b's block come together, one for each a up to its end.
 fn feature(a: u32, b: u32) -> u32 {
   let low = min(a, b);
@@ -131,12 +123,9 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
       if (!more) { break; }
     }
   }
-  ${each(
-    own,
-    (i) => `if (first + ownRow + ${i * M}u < CHUNK_ROWS) {
-    ${storeSums(1, columns, "result", "WIDTH", () => `P.result_at + (row0 + first + ownRow + ${i * M}u) * WIDTH`).replaceAll("sum_0_", `sum_${i}_`)}
-  }`,
-  )}
+  ${storeSums(own, columns, "result", "WIDTH", (i) => `P.result_at + (row0 + first + ownRow + ${i * M}u) * WIDTH`, {
+    inside: (i) => `first + ownRow + ${i * M}u < CHUNK_ROWS`,
+  })}
 }`;
 };
 

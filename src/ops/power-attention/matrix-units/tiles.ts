@@ -1,8 +1,10 @@
+import { each } from "../../../devices/webgpu/each.js";
 import { type Tile, type TileSizes, type TunedTiles, tileProblem } from "../../../devices/webgpu/legal-tiles.js";
-import { each, type Matrices, matricesOf, matrixConstants } from "../../../devices/webgpu/matrix-text.js";
+import { type Matrices, matricesOf, matrixConstants } from "../../../devices/webgpu/matrix-text.js";
 import type { MatrixUnits } from "../../../devices/webgpu/matrix-units.js";
 import { GROUP, OCTET } from "./features.js";
 import { valueOctets } from "./pack.js";
+import { ELEMENT, HALVES } from "./text.js";
 
 /** How the workgroups of power attention's kernels share their work. */
 export interface PowerTiles extends Matrices {
@@ -103,18 +105,7 @@ export function powerConstants(tiles: PowerTiles): Record<string, number> {
  * Eight octets of features of a packed row of x, weighted: \`make_group(row, weight, group, at)\` writes them to
  * phi[at] … phi[at + 7]. Needs bindings x (f16, vectors) and octets (i32), X_OCTETS and DEGREE.
  */
-export const MAKE_FEATURES = `
-fn halves(word: u32) -> vec2<f16> { return bitcast<vec2<f16>>(word); }
-fn times(vector: vec4u, factor: f16) -> vec4u {
-  return vec4u(
-    bitcast<u32>(halves(vector.x) * factor), bitcast<u32>(halves(vector.y) * factor),
-    bitcast<u32>(halves(vector.z) * factor), bitcast<u32>(halves(vector.w) * factor));
-}
-fn half_of(row: u32, i: u32) -> f16 {
-  let word = load4_x(row * X_OCTETS + i / 8u)[(i / 2u) & 3u];
-  return select(halves(word).x, halves(word).y, (i & 1u) == 1u);
-}
-// Degree 2: all prefixes of a block of x, times one octet.
+export const MAKE_FEATURES = `${HALVES}${ELEMENT}// Degree 2: all prefixes of a block of x, times one octet.
 fn make_square(first: vec4u, octet: vec4u, weight: f16, at: u32) {
 ${each(
   4,
@@ -132,7 +123,7 @@ fn make_group(row: u32, weight: f16, group: u32, at: u32) {
   for (var k = 0u; k < 8u; k++) {
     let word = bitcast<u32>(load_octets(8u * group + k));
     var factor = weight;
-    for (var m = 0u; m + 1u < DEGREE; m++) { factor *= half_of(row, (word >> (8u * m)) & 255u); }
+    for (var m = 0u; m + 1u < DEGREE; m++) { factor *= element(row, (word >> (8u * m)) & 255u); }
     phi[at + k] = times(load4_x(row * X_OCTETS + (word >> 24u)), factor);
   }
 }

@@ -1,0 +1,97 @@
+import { each } from "../../../devices/webgpu/each.js";
+import { type Column, multiplyAdd, rowStride, storeSums, tileAhead } from "../../../devices/webgpu/matrix-text.js";
+import type { PowerTiles } from "./tiles.js";
+
+/*
+ * Pieces of kernels whose workgroups keep rows of one packed tensor and walk over tiles of others. Rows of the workgroup
+ * begin at row0 + first, those of a subgroup ownRow further on.
+ */
+
+/** Matrices of rows of a packed tensor that a subgroup keeps: name_i_step. Rows beyond the chunk repeat its last matrix. */
+export const keepRows = (
+  name: string,
+  binding: string,
+  octets: string,
+  own: number,
+  steps: number,
+  tiles: PowerTiles,
+) =>
+  each(own, (i) =>
+    each(
+      steps,
+      (step) =>
+        `let ${name}_${i}_${step} = subgroupMatrixLoad<Left, row_major>(&${binding}, P.${binding}_at / 8u + (row0 + min(first + ownRow + ${i * tiles.M}u, CHUNK_ROWS - MATRIX_M)) * ${octets} + ${(step * tiles.K) / 8}u, ${octets});`,
+    ),
+  );
+
+/** Products of kept rows with the vectors of a tile in workgroup memory, matrix by matrix, to `target`, in rows of SCORE_STRIDE. */
+export const scoreAll = (
+  kept: string,
+  tile: string,
+  stride: string,
+  target: string,
+  columns: Column[],
+  own: number,
+  steps: number,
+  tiles: PowerTiles,
+) =>
+  columns
+    .map(
+      ({ octet, width }) => `{
+  ${each(steps, (step) => `let right_${step} = subgroupMatrixLoad<Right${width}, col_major>(&${tile}, ${octet * 8}u * ${stride} + ${(step * tiles.K) / 8}u, ${stride});`)}
+  ${each(
+    own,
+    (i) => `var score_${i} = Result${width}();
+  ${each(steps, (step) => `score_${i} = subgroupMatrixMultiplyAccumulate(${kept}_${i}_${step}, right_${step}, score_${i});`)}
+  subgroupMatrixStore<row_major>(&${target}, (ownRow + ${i * tiles.M}u) * SCORE_STRIDE + ${octet * 8}u, score_${i}, SCORE_STRIDE);`,
+  )}
+}`,
+    )
+    .join("\n");
+
+/** name_i_j += weights × vectors of a tile, where `weights` holds [rows × others] and the tile [others × columns]. */
+export const spread = (
+  name: string,
+  weights: string,
+  tile: string,
+  stride: string,
+  own: number,
+  columns: Column[],
+  tiles: PowerTiles,
+) =>
+  multiplyAdd(
+    own,
+    columns,
+    (i) =>
+      `subgroupMatrixLoad<Left, row_major>(&${weights}, (ownRow + ${i * tiles.M}u) * WEIGHT_STRIDE + step / 8u, WEIGHT_STRIDE)`,
+    ({ octet, width }) =>
+      `subgroupMatrixLoad<Right${width}, row_major>(&${tile}, step * ${stride} + ${octet}u, ${stride})`,
+    name,
+  );
+
+/** Stores name_i_j to a binding of rows `width` long. Rows beyond the chunk are left out. */
+export const storeRows = (
+  name: string,
+  binding: string,
+  width: string,
+  own: number,
+  columns: Column[],
+  tiles: PowerTiles,
+) =>
+  storeSums(
+    own,
+    columns,
+    binding,
+    width,
+    (i) => `P.${binding}_at + (row0 + first + ownRow + ${i * tiles.M}u) * ${width}`,
+    { name, inside: (i) => `first + ownRow + ${i * tiles.M}u < CHUNK_ROWS` },
+  );
+
+/** Tiles of `others` packed rows that come ahead; see tileAhead. */
+export const tilesAhead =
+  (lanes: number, others: number) => (name: string, octets: number, source: (n: string) => string) =>
+    tileAhead(name, { lines: others, octets, stride: rowStride(octets), lanes }, source);
+
+/** Eight values, name_0 … name_7, as halves. Needs HALVES. */
+export const octetOf = (name: string) =>
+  `vec4u(${[0, 2, 4, 6].map((k) => `two_halves(${name}_${k}, ${name}_${k + 1})`).join(", ")})`;

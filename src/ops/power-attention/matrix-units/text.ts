@@ -1,0 +1,28 @@
+/** Two halves of a word and eight of a vector. Needs f16. */
+export const HALVES = `
+fn halves(word: u32) -> vec2<f16> { return bitcast<vec2<f16>>(word); }
+fn two_halves(a: f32, b: f32) -> u32 { return bitcast<u32>(vec2<f16>(f16(a), f16(b))); }
+fn times(vector: vec4u, factor: f16) -> vec4u {
+  return vec4u(
+    bitcast<u32>(halves(vector.x) * factor), bitcast<u32>(halves(vector.y) * factor),
+    bitcast<u32>(halves(vector.z) * factor), bitcast<u32>(halves(vector.w) * factor));
+}
+`;
+
+/** An element of a packed row of x. Needs HALVES, a binding x (f16, vectors) and X_OCTETS. */
+export const ELEMENT = `
+fn element(row: u32, i: u32) -> f16 {
+  let pair = halves(load4_x(row * X_OCTETS + i / 8u)[(i / 2u) & 3u]);
+  return select(pair.x, pair.y, (i & 1u) == 1u);
+}
+`;
+
+/** The power of two that values are divided by as they are packed: it brings a largest magnitude into [½, 1). */
+export const EXPONENTS = `
+fn exponent_of(magnitude: f32) -> i32 {
+  let bits = bitcast<u32>(magnitude) & 0x7fffffffu;
+  if (bits == 0u) { return 0; }
+  return clamp(i32(bits >> 23u), 1, 253) - 126;
+}
+fn power_of(magnitude: f32) -> f32 { return bitcast<f32>(u32(exponent_of(magnitude) + 127) << 23u); }
+`;
