@@ -9,6 +9,7 @@ import { randn, zeros } from "../src/tensor/create.js";
 import { expectClose, expectSame, type Problem, randomInputs, solve } from "./attention.js";
 import { describeOnGpu } from "./devices.js";
 import { limitedGpu } from "./limited-gpu.js";
+import { draw, operations, solveOn } from "./low-level.js";
 import { attentionTolerance, IN_F16 } from "./tolerances.js";
 
 const tolerance = (name: string) => attentionTolerance("webgpu", "f32", name.startsWith("d") ? "gradient" : "output");
@@ -113,6 +114,29 @@ describeOnGpu("webgpu within the limits of small GPUs", () => {
     expectSame(await solve(device, problem, arrays), await solve(oracle, problem, arrays), (name) =>
       name.startsWith("d") ? IN_F16.gradient : IN_F16.output,
     );
+    device.dispose();
+    gpu.destroy();
+  });
+
+  // On matrix units a chunk's three states and sums take 81 KiB: two chunks at a time, and the portable kernels for one.
+  test.each([
+    ["runs of two chunks", 170_000, {}],
+    ["no room for one", 60_000, { batch: 1, time: 2, chunkSize: 2 }],
+  ])("chunk states of half inputs beyond one binding: %s", async (_, maxStorageBufferBindingSize, change) => {
+    const gpu = await requestDevice((await findAdapter())!);
+    const device = await getDevice("webgpu", { device: limitedGpu(gpu, { limits: { maxStorageBufferBindingSize } }) });
+    const oracle = await getDevice("oracle");
+    const dims = { batch: 2, time: 9, queryHeads: 6, heads: 3, headDim: 16, valueDim: 16, chunkSize: 2, ...change };
+    for (const [name, ins, outs, run] of operations(2, true, dims).filter(([name]) => name.endsWith("State"))) {
+      const [inputs, upstream] = [draw(ins, 1, "bf16"), draw(outs, 2)];
+      const [found, truth] = [
+        await solveOn(device, inputs, upstream, run),
+        await solveOn(oracle, inputs, upstream, run),
+      ];
+      for (const part of Object.keys(truth)) {
+        expectClose(found[part], truth[part], IN_F16[part.startsWith("d") ? "gradient" : "output"], `${name} ${part}`);
+      }
+    }
     device.dispose();
     gpu.destroy();
   });
