@@ -15,7 +15,7 @@ export interface Part<P extends SequencePlan = SequencePlan> {
   plan: P;
 }
 
-/** Parts whose states, of `chunkBytes` a chunk, fit both the budget and one binding, in the order of time. */
+/** Parts whose states, of `chunkBytes` a chunk, fit both the budget and one binding (but one chunk at least), in the order of time. */
 export function partsOf<P extends SequencePlan>(plan: P, chunkBytes: number, like: Tensor): Part<P>[] {
   const { batch, time, chunks, chunkSize } = plan;
   const limit = Math.min(STATES_BUDGET, webgpuDevice(like).gpu.limits.maxStorageBufferBindingSize);

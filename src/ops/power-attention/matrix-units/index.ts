@@ -49,14 +49,19 @@ export function chunkStateBytes(plan: SequencePlan, tiles: PowerTiles): number {
   return 6 * plan.heads * features * OCTET * valueOctets(plan.valueDim, tiles).stride;
 }
 
-/** Tiles and parts for half inputs whose chunk states are given or asked for; undefined where the portable kernels have them. */
-export function statesOnMatrixUnits(plan: SequencePlan, x: Tensor): { tiles: PowerTiles; parts: Part[] } | undefined {
+/**
+ * The parts in which chunk states that are given or asked for are taken, none more than a kernel sees of a buffer; and the
+ * tiles where half inputs go on matrix units.
+ */
+export function statesInParts(plan: SequencePlan, x: Tensor): { tiles: PowerTiles | undefined; parts: Part[] } {
+  const { heads, expandedDim, valueDim } = plan;
   const tiles = plan.time > 0 ? tilesFor(plan, x) : undefined;
-  if (!tiles) return undefined;
-  // States are padded here: those of a chunk may be more than a kernel sees, where the portable kernels' are not.
-  const bytes = chunkStateBytes(plan, tiles);
-  if (bytes > webgpuDevice(x).gpu.limits.maxStorageBufferBindingSize) return undefined;
-  return { tiles, parts: partsOf(plan, bytes, x) };
+  const bytes = tiles ? chunkStateBytes(plan, tiles) : 0;
+  // States are padded on matrix units: a chunk's may be more than a kernel sees where the portable kernels' are not.
+  if (tiles && bytes <= webgpuDevice(x).gpu.limits.maxStorageBufferBindingSize) {
+    return { tiles, parts: partsOf(plan, bytes, x) };
+  }
+  return { tiles: undefined, parts: partsOf(plan, 4 * heads * expandedDim * valueDim, x) };
 }
 
 export interface PackedKeys {
