@@ -40,6 +40,8 @@ export interface Dims {
   headDim: number;
   valueDim: number;
   chunkSize: number;
+  /** Of queryState; default −0.7. */
+  scale?: number;
 }
 
 export const SMALL: Dims = { batch: 2, time: 7, queryHeads: 4, heads: 2, headDim: 3, valueDim: 2, chunkSize: 3 };
@@ -49,7 +51,7 @@ export type Operation = [string, Record<string, number[]>, Record<string, number
 
 /** Every operation of power attention with its inputs and outputs. */
 export function operations(degree: number, gated: boolean, dims = SMALL): Operation[] {
-  const { batch: B, time: T, queryHeads: Hq, heads: H, headDim: d, valueDim: e, chunkSize } = dims;
+  const { batch: B, time: T, queryHeads: Hq, heads: H, headDim: d, valueDim: e, chunkSize, scale = -0.7 } = dims;
   const N = Math.ceil(T / chunkSize);
   const D = expandedDim(d, degree);
   const logG: Record<string, number[]> = gated ? { logG: [B, T, H] } : {};
@@ -81,7 +83,7 @@ export function operations(degree: number, gated: boolean, dims = SMALL): Operat
       "queryState",
       { ...q, ...states, ...logG },
       result,
-      (x) => ({ ...queryState(x.q, { s: x.s, z: x.z }, { ...options, scale: -0.7, logG: x.logG }) }),
+      (x) => ({ ...queryState(x.q, { s: x.s, z: x.z }, { ...options, scale, logG: x.logG }) }),
     ],
   ];
 }
