@@ -38,7 +38,7 @@ export function chunkAttentionGradientsOnMatrixUnits(
   const keys = packKeys(plan, tiles, inputs, balanced(plan, inputs.v, dy, dsum));
   const { k, v, valueLargest } = keys;
   const q = packRows(plan, inputs.q, tiles.stepMultiple);
-  const packedDy = packGradients(plan, dy, dsum, valueLargest, tiles);
+  const packedDy = packGradients(plan, { dy, dsum }, valueLargest, tiles);
   const queries = levels(plan, q, inputs.gates, packedDy);
   const later = laterLevels(plan, queries);
   const near = pairsGradients(plan, tiles, { q, k, v, dy: packedDy, sumAt, keys: keys.levels, queries, later });

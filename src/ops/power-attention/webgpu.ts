@@ -19,6 +19,7 @@ import {
   leavingState,
   tilesFor,
 } from "./matrix-units/index.js";
+import type { RowGradients } from "./matrix-units/pack.js";
 import type { PowerTiles } from "./matrix-units/tiles.js";
 import { absent, gateGradient, gateSums } from "./webgpu-gates.js";
 import { type Part, partsOf as partsByStates, take } from "./webgpu-parts.js";
@@ -214,11 +215,18 @@ function portableGradients(plan: PowerPlan, inputs: PowerInputs, { dy, dsum, dFi
   };
 }
 
+function takeRows(gradients: RowGradients, part: Part): RowGradients {
+  if ("dy" in gradients) return { dy: take(gradients.dy, part), dsum: take(gradients.dsum, part) };
+  const { dMean, mean, rowSum } = gradients;
+  return { dMean: take(dMean, part), mean: take(mean, part), rowSum: take(rowSum, part) };
+}
+
 function halfGradients(
   plan: PowerPlan,
   tiles: PowerTiles,
   inputs: PowerInputs,
-  { dy, dsum, dFinal }: Arriving,
+  gradients: RowGradients,
+  dFinal: Partial<State> | undefined,
   kept: readonly Tensor[],
 ): Ends & HalfGradients {
   const like = (x: Tensor) => empty(x.shape, x.device, x.dtype);
@@ -245,7 +253,7 @@ function halfGradients(
       k: take(x.k, part),
     });
     const own = { ...share(into), v: take(into.v, part), products: into.products && share(into.products) };
-    const upstream = { dy: take(dy, part), dsum: take(dsum, part), first, dLast };
+    const upstream = { gradients: takeRows(gradients, part), first, dLast };
     const given = takeInputs(inputs, part);
     dLast = backwardOnMatrixUnits(part.plan, tiles, given, upstream, own, first !== undefined, keptOf(kept));
     if (part.time[0] === 0 && dLast) dInitials.unshift(dLast as State);
@@ -265,11 +273,13 @@ function backward(
   const [rowSum, unrounded = output, ...kept] = saved;
   const { s, z } = upstream.finalState ?? {};
   const dFinal = s || z ? { s, z } : undefined;
-  const arriving = { ...normaliseBackward(plan.normalize, dOut, unrounded, rowSum), dFinal };
   const tiles = plan.time > 0 ? tilesFor(plan, q) : undefined;
+  const ofRows = () => normaliseBackward(plan.normalize, dOut, unrounded, rowSum);
+  // Packing divides by sums of weights on its way.
+  const toPack = () => (plan.normalize === "sum" ? { dMean: dOut, mean: unrounded, rowSum } : ofRows());
   const { finals, dInitials, products, ...gradients } = tiles
-    ? halfGradients(plan, tiles, inputs, arriving, kept)
-    : portableGradients(plan, inputs, arriving);
+    ? halfGradients(plan, tiles, inputs, toPack(), dFinal, kept)
+    : portableGradients(plan, inputs, { ...ofRows(), dFinal });
 
   // All of the sequence as one chunk: what the keys of a chunk give up, the queries of later chunks receive.
   const whole = { ...plan, chunkSize: Math.max(plan.time, 1), chunks: Math.min(plan.time, 1) };

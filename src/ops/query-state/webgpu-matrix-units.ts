@@ -57,7 +57,7 @@ export function queryStateGradientsOnMatrixUnits(
   const columns = valueOctets(plan.valueDim, tiles);
   const { sumAt } = columns;
   const valueLargest = balanced(plan, undefined, upstream.dy, upstream.dsum);
-  const dy = packGradients(plan, upstream.dy, upstream.dsum, valueLargest, tiles);
+  const dy = packGradients(plan, upstream, valueLargest, tiles);
 
   const states = packStates(plan, order, columns, given);
   const fromFeatures = throughFeatures(plan, tiles, "queries", q, dy, states, valueLargest, 0);

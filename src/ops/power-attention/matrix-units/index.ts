@@ -9,7 +9,7 @@ import { type FeatureOrder, featureOrder, OCTET } from "./features.js";
 import { finish, type Output } from "./finish.js";
 import { type FarSums, joinGradient } from "./join.js";
 import { type Levels, laterLevels, levels } from "./levels.js";
-import { type Packed, packGradients, packRows, packValues, valueOctets } from "./pack.js";
+import { type Packed, packGradients, packRows, packValues, type RowGradients, valueOctets } from "./pack.js";
 import { pairs } from "./pairs.js";
 import { pairsGradients } from "./pairs-gradients.js";
 import { read } from "./read.js";
@@ -198,9 +198,7 @@ export function leavingState(
 }
 
 export interface HalfUpstream {
-  /** f32 [B, T, Hq, e] and [B, T, Hq]: gradients of y and of its sums of weights, before they are divided. */
-  dy: Tensor;
-  dsum: Tensor;
+  gradients: RowGradients;
   /** What entered the first chunk, and the gradient of what left the last. */
   first: Partial<State> | undefined;
   dLast: Partial<State> | undefined;
@@ -219,7 +217,7 @@ export function backwardOnMatrixUnits(
   plan: SequencePlan,
   tiles: PowerTiles,
   inputs: HalfInputs,
-  { dy: dyGiven, dsum, first, dLast }: HalfUpstream,
+  { gradients, first, dLast }: HalfUpstream,
   into: HalfGradients,
   wantFirst: boolean,
   kept: Kept | undefined,
@@ -229,7 +227,7 @@ export function backwardOnMatrixUnits(
   const keys = kept?.keys ?? packKeys(plan, tiles, inputs);
   const { k, v, valueLargest } = keys;
   const q = kept?.q ?? packRows(plan, inputs.q, tiles.stepMultiple);
-  const dy = packGradients(plan, dyGiven, dsum, valueLargest, tiles);
+  const dy = packGradients(plan, gradients, valueLargest, tiles);
   const queryLevels = levels(plan, q, inputs.gates, dy);
   const later = laterLevels(plan, queryLevels);
   const near = pairsGradients(plan, tiles, { q, k, v, dy, sumAt, keys: keys.levels, queries: queryLevels, later });
