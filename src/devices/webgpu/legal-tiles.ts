@@ -83,6 +83,36 @@ function ofPairs(others: string, scores: number, weights: number, levels: number
   };
 }
 
+/**
+ * Softmax's pairs: `memory` counts f32 tiles of scores and f16 ones of weights, rows × others, and `numbers` of each of the
+ * others; `bytes` come on top for each invocation and workgroup. Lanes look after rows.
+ */
+function ofSoftmax(
+  others: string,
+  scores: number,
+  weights: number,
+  numbers: number,
+  lane: number,
+  more: number,
+): Rules {
+  const pairs = ofPairs(others, scores, weights, numbers);
+  return {
+    ...pairs,
+    bytes: ({ rows, [others]: count, down }, { subgroupSize }, { x, y }) =>
+      count * (line(x) + line(y) + 4 * numbers) +
+      rows * (scores * line(count / 4) + weights * line(count / 8)) +
+      lane * down * subgroupSize +
+      more,
+    rules: (tile, units, sizes) => [
+      ...pairs.rules(tile, units, sizes),
+      [
+        (tile.down * units.subgroupSize) % tile.rows === 0,
+        `rows must divide the ${tile.down * units.subgroupSize} invocations, got ${tile.rows}`,
+      ],
+    ],
+  };
+}
+
 const KERNELS: Record<string, Rules> = {
   accumulate: {
     numbers: ["groups", "steps", "down", "across"],
@@ -120,6 +150,9 @@ const KERNELS: Record<string, Rules> = {
       line(Math.max(octetsAtOnce(x, units), octetsAtOnce(sumAt, units))),
     rules: () => [],
   },
+  softmax: ofSoftmax("keys", 1, 1, 2, 4, 4),
+  softmaxQueries: ofSoftmax("keys", 2, 1, 2, 0, 0),
+  softmaxKeys: ofSoftmax("queries", 2, 2, 3, 0, 0),
   matmul: {
     numbers: ["rows", "columns", "steps", "down", "across"],
     subgroups: ({ down, across }) => down * across,

@@ -1,21 +1,20 @@
 import { each } from "../../../devices/webgpu/each.js";
-import { type Column, multiplyAdd, rowStride, storeSums, tileAhead } from "../../../devices/webgpu/matrix-text.js";
-import type { PowerTiles } from "./tiles.js";
+import {
+  type Column,
+  type Matrices,
+  multiplyAdd,
+  rowStride,
+  storeSums,
+  tileAhead,
+} from "../../../devices/webgpu/matrix-text.js";
 
 /*
  * Pieces of kernels whose workgroups keep rows of one packed tensor and walk over tiles of others. Rows of the workgroup
- * begin at row0 + first, those of a subgroup ownRow further on.
+ * begin at row0 + first, those of a subgroup ownRow further on; a chunk or line of rows has CHUNK_ROWS.
  */
 
 /** Matrices of rows of a packed tensor that a subgroup keeps: name_i_step. Rows beyond the chunk repeat its last matrix. */
-export const keepRows = (
-  name: string,
-  binding: string,
-  octets: string,
-  own: number,
-  steps: number,
-  tiles: PowerTiles,
-) =>
+export const keepRows = (name: string, binding: string, octets: string, own: number, steps: number, tiles: Matrices) =>
   each(own, (i) =>
     each(
       steps,
@@ -24,7 +23,10 @@ export const keepRows = (
     ),
   );
 
-/** Products of kept rows with the vectors of a tile in workgroup memory, matrix by matrix, to `target`, in rows of SCORE_STRIDE. */
+/**
+ * Products of kept rows with the vectors of a tile in workgroup memory, matrix by matrix, to `target`, in rows of SCORE_STRIDE
+ * elements, which hold one f32 or four.
+ */
 export const scoreAll = (
   kept: string,
   tile: string,
@@ -33,7 +35,8 @@ export const scoreAll = (
   columns: Column[],
   own: number,
   steps: number,
-  tiles: PowerTiles,
+  tiles: Matrices,
+  perElement: 1 | 4 = 1,
 ) =>
   columns
     .map(
@@ -43,7 +46,7 @@ export const scoreAll = (
     own,
     (i) => `var score_${i} = Result${width}();
   ${each(steps, (step) => `score_${i} = subgroupMatrixMultiplyAccumulate(${kept}_${i}_${step}, right_${step}, score_${i});`)}
-  subgroupMatrixStore<row_major>(&${target}, (ownRow + ${i * tiles.M}u) * SCORE_STRIDE + ${octet * 8}u, score_${i}, SCORE_STRIDE);`,
+  subgroupMatrixStore<row_major>(&${target}, (ownRow + ${i * tiles.M}u) * SCORE_STRIDE + ${(octet * 8) / perElement}u, score_${i}, SCORE_STRIDE);`,
   )}
 }`,
     )
@@ -57,7 +60,7 @@ export const spread = (
   stride: string,
   own: number,
   columns: Column[],
-  tiles: PowerTiles,
+  tiles: Matrices,
 ) =>
   multiplyAdd(
     own,
@@ -76,7 +79,7 @@ export const storeRows = (
   width: string,
   own: number,
   columns: Column[],
-  tiles: PowerTiles,
+  tiles: Matrices,
 ) =>
   storeSums(
     own,
