@@ -9,10 +9,11 @@ import { fours, halvesOf, lengthOf, ROW_TABLE, SOFTMAX_TEXT, softmaxConstants, v
 import type { SoftmaxTiles } from "./tiles.js";
 
 /**
- * A row's highest score so far weighs this power of two when the row's level is set, and may rise by the rest up to
- * WEIGHT_EXPONENT until it has to be set anew; below are 21 powers of two of f16's normal numbers and ten more.
+ * A row's highest score so far weighs this power of two when the row's level is set, and may rise to the next before it has to be
+ * set anew; values may rise by the third beyond the largest so far. Together they stay below 2^15, the last power of two of
+ * f16; below the start are 20 powers of two of its normal numbers and ten more.
  */
-const START_EXPONENT = 7;
+const EXPONENTS = { START_EXPONENT: 6, MOST_EXPONENT: 13, VALUE_EXPONENT: 2 };
 
 /** Sums name_i_j times a factor of each row, through the memory of the scores, OTHERS columns at a time. */
 const rescale = (own: number, columns: Column[], others: number, { M }: SoftmaxTiles) => {
@@ -71,26 +72,30 @@ fn seen(place: u32) -> u32 { return select(0u, min(place + 1u, 8u), place < 0x80
 
 struct Weighed { sum: f32, leaves: bool }
 
-// Weights of a lane's part of a row: their sum apart from the values' powers, and whether one leaves f16.
+// Weights of a lane's part of a row: their sum apart from the values' powers, and whether one may leave f16.
 fn weigh(row: u32, part: u32, place: u32, factor: f32, level: f32, valueFactor: f32) -> Weighed {
   var sum = vec4f(0);
   var largest = vec4f(0);
-  var largestWeight = vec4f(0); // by itself: an infinity times a value of zeros is no number
+  var largestValue = vec4f(0);
   for (var octet = part; octet < WEIGHT_OCTETS; octet += PARTS) {
     let at = row * SCORE_STRIDE + 2u * octet;
     let ends = seen(place - 8u * octet);
     ${halvesOf((h) => `var p_${h} = exp2(scores[at + ${h}u] * keyPowers[2u * octet + ${h}u] * factor - level);`)}
+    ${halvesOf((h) => `var v_${h} = valuePowers[2u * octet + ${h}u] * valueFactor;`)}
     if (ends < 8u) {
-      ${halvesOf((h) => `p_${h} = select(vec4f(0), p_${h}, before(${4 * h}u, ends));`)}
+      ${halvesOf(
+        (h) => `p_${h} = select(vec4f(0), p_${h}, before(${4 * h}u, ends));
+      v_${h} = select(vec4f(0), v_${h}, before(${4 * h}u, ends));`,
+      )}
     }
-    ${halvesOf((h) => `let w_${h} = p_${h} * (valuePowers[2u * octet + ${h}u] * valueFactor);`)}
+    ${halvesOf((h) => `let w_${h} = p_${h} * v_${h};`)}
     sum += p_0 + p_1;
     largest = max(largest, max(p_0, p_1));
-    largestWeight = max(largestWeight, max(w_0, w_1));
+    largestValue = max(largestValue, max(v_0, v_1));
     weights[row * WEIGHT_STRIDE + octet] = vec4u(four_halves(w_0), four_halves(w_1));
   }
-  let most = exp2(WEIGHT_EXPONENT);
-  return Weighed(sum.x + sum.y + sum.z + sum.w, any(largest > vec4f(most)) || any(largestWeight > vec4f(most)));
+  let leaves = any(largest > vec4f(exp2(MOST_EXPONENT))) || any(largestValue > vec4f(exp2(VALUE_EXPONENT)));
+  return Weighed(sum.x + sum.y + sum.z + sum.w, leaves);
 }
 
 @compute @workgroup_size(LANES)
@@ -144,7 +149,8 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
     }
     let rising = workgroupUniformLoad(&rises);
     if (now == 0u || rising > 0u) {
-      // Some row's weights leave f16: levels are set anew by the scores so far, and all that was summed at the old ones follows.
+      // Some rows' weights may leave f16: their levels are set anew, and what was summed at the old ones follows. Those of other
+      // rows stay, so that no row depends on another.
       var top = vec4f(NOTHING);
       var unit = vec4f(valueUnit);
       for (var octet = 0u; octet < WEIGHT_OCTETS; octet++) {
@@ -156,8 +162,10 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
         unit = max(unit, select(vec4f(0), valuePowers[2u * octet + ${h}u], before(${4 * h}u, ends)));`,
         )}
       }
-      let newLevel = max(level, max(max(top.x, top.y), max(top.z, top.w)) - START_EXPONENT);
-      let newUnit = max(max(unit.x, unit.y), max(unit.z, unit.w));
+      let highest = max(max(top.x, top.y), max(top.z, top.w));
+      let largest = max(max(unit.x, unit.y), max(unit.z, unit.w));
+      let newLevel = select(level, highest - START_EXPONENT, highest > level + MOST_EXPONENT);
+      let newUnit = select(valueUnit, largest, largest > exp2(VALUE_EXPONENT) * valueUnit);
       let shrink = exp2(level - newLevel);
       total *= shrink;
       let change = shrink * (valueUnit / newUnit);
@@ -185,7 +193,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
     let at = row0 + first + row;
     let logSum = level + log2(total);
     store_table(LEVEL * P.rows + at, logSum);
-    store_table(HIGHEST * P.rows + at, min(0.0, level + WEIGHT_EXPONENT - logSum));
+    store_table(HIGHEST * P.rows + at, min(0.0, level + MOST_EXPONENT - logSum));
     store_table(FACTOR * P.rows + at, valueUnit / total);
   }
   ${storeRows("sum", "result", "8u * Y_OCTETS", own, columns, tiles)}
@@ -218,7 +226,7 @@ export function attend(
   const tile = tiles.softmax;
   const source: KernelSource = {
     name: "softmax-on-matrix-units",
-    constants: { ...softmaxConstants(tiles, tile, tile.keys, q.octets, v.octets), ...ROW_TABLE, START_EXPONENT },
+    constants: { ...softmaxConstants(tiles, tile, tile.keys, q.octets, v.octets), ...ROW_TABLE, ...EXPONENTS },
     tensors: {
       q: vectors,
       k: vectors,
