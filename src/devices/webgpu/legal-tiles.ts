@@ -109,6 +109,7 @@ function ofSoftmax(
         (tile.down * units.subgroupSize) % tile.rows === 0,
         `rows must divide the ${tile.down * units.subgroupSize} invocations, got ${tile.rows}`,
       ],
+      divides(tile, others, (8 * tile.down * units.subgroupSize) / tile.rows),
     ],
   };
 }

@@ -77,7 +77,8 @@ fn weigh(row: u32, part: u32, place: u32, factor: f32, level: f32, valueFactor: 
   var sum = vec4f(0);
   var largest = vec4f(0);
   var largestValue = vec4f(0);
-  for (var octet = part; octet < WEIGHT_OCTETS; octet += PARTS) {
+  for (var turn = 0u; turn < WEIGHT_OCTETS / PARTS; turn++) {
+      let octet = part + turn * PARTS;
     let at = row * SCORE_STRIDE + 2u * octet;
     let ends = seen(place - 8u * octet);
     ${halvesOf((h) => `var p_${h} = exp2(scores[at + ${h}u] * keyPowers[2u * octet + ${h}u] * factor - level);`)}
@@ -108,8 +109,8 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   let first = (groups.z - 1u - id.z) * ROWS; // those with most keys begin first
   let row0 = line * CHUNK_ROWS;
   let ownRow = (lane / SUBGROUP) * OWN_ROWS;
-  let row = lane % ROWS;
-  let part = lane / ROWS;
+  let row = select(lane % ROWS, lane, PARTS == 1u);
+  let part = select(lane / ROWS, 0u, PARTS == 1u);
   let inLine = min(first + row, CHUNK_ROWS - 1u);
   let factor = P.scale * exp2(load_qExponents(row0 + inLine));
   var level = NOTHING;

@@ -60,8 +60,8 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   let first = (groups.z - 1u - id.z) * ROWS; // those with most keys begin first
   let row0 = line * CHUNK_ROWS;
   let ownRow = (lane / SUBGROUP) * OWN_ROWS;
-  let row = lane % ROWS;
-  let part = lane / ROWS;
+  let row = select(lane % ROWS, lane, PARTS == 1u);
+  let part = select(lane / ROWS, 0u, PARTS == 1u);
   let tableRow = row0 + min(first + row, CHUNK_ROWS - 1u);
   let factor = P.scale * number_of_queryTable(QUERY_POWER, tableRow);
   let level = number_of_queryTable(QUERY_PAIR_LEVEL, tableRow);
@@ -93,7 +93,8 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
     ${scoreAll("q", "keys", "X_STRIDE", "scores", keyMatrices, own, xSteps, tiles, 4)}
     ${scoreAll("dy", "values", "Y_STRIDE", "changes", keyMatrices, own, ySteps, tiles, 4)}
     workgroupBarrier();
-    for (var octet = part; octet < WEIGHT_OCTETS; octet += PARTS) {
+    for (var turn = 0u; turn < WEIGHT_OCTETS / PARTS; turn++) {
+      let octet = part + turn * PARTS;
       let at = row * SCORE_STRIDE + 2u * octet;
       let place = first + row - now - 8u * octet; // of the row among the octet's keys; beyond 2^31 where it is before them
       let ends = select(0u, min(place + 1u, 8u), place < 0x80000000u);
@@ -155,8 +156,8 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   let first = id.z * ROWS; // those with most queries begin first
   let row0 = line * CHUNK_ROWS;
   let ownRow = (lane / SUBGROUP) * OWN_ROWS;
-  let row = lane % ROWS;
-  let part = lane / ROWS;
+  let row = select(lane % ROWS, lane, PARTS == 1u);
+  let part = select(lane / ROWS, 0u, PARTS == 1u);
   let tableRow = row0 + min(first + row, CHUNK_ROWS - 1u);
   let factor = P.scale * number_of_keyTable(KEY_POWER, tableRow);
   let level = number_of_keyTable(KEY_LEVEL, tableRow);
@@ -193,7 +194,8 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
       ${scoreAll("k", "queries", "X_STRIDE", "scores", queryMatrices, own, xSteps, tiles, 4)}
       ${scoreAll("v", "gradients", "Y_STRIDE", "changes", queryMatrices, own, ySteps, tiles, 4)}
       workgroupBarrier();
-      for (var octet = part; octet < WEIGHT_OCTETS; octet += PARTS) {
+      for (var turn = 0u; turn < WEIGHT_OCTETS / PARTS; turn++) {
+      let octet = part + turn * PARTS;
         let at = row * SCORE_STRIDE + 2u * octet;
         let place = first + row - now - 8u * octet; // of the row among the octet's queries; beyond 2^31 where it is before them
         let begins = select(0u, min(place, 8u), place < 0x80000000u);

@@ -47,6 +47,7 @@ export function softmaxTiles(
   const largest = Math.max(headDim, valueDim);
   if (largest > (played ? 64 : LARGEST_HEAD)) return undefined;
   const shared = { ...matrices, stepMultiple: Math.max(K, OCTET) };
+  const others = limits.maxComputeWorkgroupStorageSize < 48 * 1024 ? 16 : 32;
   const tiles: SoftmaxTiles = played
     ? {
         ...shared,
@@ -57,9 +58,9 @@ export function softmaxTiles(
     : {
         ...shared,
         // Twice the rows read each key and value half as often; sums of 128 columns leave no registers for that.
-        softmax: { rows: largest > 64 ? 64 : 128, keys: 32, down: 4 },
-        softmaxQueries: { rows: 64, keys: 32, down: 4 },
-        softmaxKeys: { rows: 64, queries: 32, down: 4 },
+        softmax: { rows: largest > 64 ? 64 : 128, keys: others, down: 4 },
+        softmaxQueries: { rows: 64, keys: others, down: 4 },
+        softmaxKeys: { rows: 64, queries: others, down: 4 },
       };
   const sizes = softmaxSizes({ headDim, valueDim }, tiles);
   const fits = (name: string, tile: Tile) => tileProblem(name, tile, matrices, limits, sizes) === undefined;
