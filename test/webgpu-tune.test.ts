@@ -138,9 +138,9 @@ describeOnGpu("tiles on webgpu", () => {
       pairsQueries: { rows: 8, keys: 8, down: 1 },
       pairsKeys: { rows: 48, queries: 16, down: 2 },
       square: { down: 3 },
-      softmax: { rows: 24, keys: 8, down: 3 },
-      softmaxQueries: { rows: 32, keys: 32, down: 4 },
-      softmaxKeys: { rows: 24, queries: 8, down: 3 },
+      softmax: { rows: 16, keys: 16, down: 1, across: 2 },
+      softmaxQueries: { rows: 16, keys: 32, down: 2, across: 2 },
+      softmaxKeys: { rows: 32, queries: 32, down: 2, across: 2 },
       matmul: { rows: 48, columns: 24, steps: 16, down: 3, across: 1 },
     };
     const units = matricesOf(device!.matrixUnits!);

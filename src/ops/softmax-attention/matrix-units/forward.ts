@@ -5,7 +5,17 @@ import { type Column, columnMatrices, declareSums, matrices } from "../../../dev
 import { empty, type Tensor } from "../../../tensor/tensor.js";
 import type { Packed } from "../../power-attention/matrix-units/pack.js";
 import { keepRows, scoreAll, spread, storeRows, tilesAhead } from "../../power-attention/matrix-units/pairs-text.js";
-import { fours, halvesOf, lengthOf, ROW_TABLE, SOFTMAX_TEXT, softmaxConstants, vectors, written } from "./text.js";
+import {
+  fours,
+  halvesOf,
+  lengthOf,
+  ROW_TABLE,
+  SHARES,
+  SOFTMAX_TEXT,
+  softmaxConstants,
+  vectors,
+  written,
+} from "./text.js";
 import type { SoftmaxTiles } from "./tiles.js";
 
 /**
@@ -15,7 +25,7 @@ import type { SoftmaxTiles } from "./tiles.js";
  */
 const EXPONENTS = { START_EXPONENT: 6, MOST_EXPONENT: 13, VALUE_EXPONENT: 2 };
 
-/** Sums name_i_j times a factor of each row, through the memory of the scores, OTHERS columns at a time. */
+/** Sums name_i_j times a factor of each row, through the memory of the scores, where a subgroup has `others` columns at a time. */
 const rescale = (own: number, columns: Column[], others: number, { M }: SoftmaxTiles) => {
   const blocks = Math.ceil(Math.max(...columns.map(({ octet, width }) => 8 * octet + width)) / others);
   const inBlock = (block: number, text: (at: string, width: number, name: string) => string) =>
@@ -24,7 +34,7 @@ const rescale = (own: number, columns: Column[], others: number, { M }: SoftmaxT
         .map(({ octet, width }, j) => {
           const column = 8 * octet - block * others;
           if (column < 0 || column >= others) return "";
-          return text(`(ownRow + ${i * M}u) * SCORE_STRIDE + ${column / 4}u`, width, `sum_${i}_${j}`);
+          return text(`(ownRow + ${i * M}u) * SCORE_STRIDE + ownScore / 4u + ${column / 4}u`, width, `sum_${i}_${j}`);
         })
         .join("\n"),
     );
@@ -40,13 +50,15 @@ const rescale = (own: number, columns: Column[], others: number, { M }: SoftmaxT
   );
 };
 
+const OWN_OCTET = "across * (Y_OCTETS / ACROSS)";
+
 const body = (tiles: SoftmaxTiles, xOctets: number, yOctets: number) => {
-  const { rows, keys, down } = tiles.softmax;
+  const { rows, keys, down, across } = tiles.softmax;
   const own = rows / (down * tiles.M);
   const steps = (xOctets * 8) / tiles.K;
-  const keyMatrices = columnMatrices(keys, tiles);
-  const columns = columnMatrices(8 * yOctets, tiles);
-  const ahead = tilesAhead(down * tiles.subgroupSize, keys);
+  const keyMatrices = columnMatrices(keys / across, tiles);
+  const columns = columnMatrices((8 * yOctets) / across, tiles);
+  const ahead = tilesAhead(down * across * tiles.subgroupSize, keys);
   const keyTile = ahead("keys", xOctets, (n) => `load4_k((keyRow0 + key0) * X_OCTETS + ${n})`);
   const valueTile = ahead("values", yOctets, (n) => `load4_v((keyRow0 + key0) * Y_OCTETS + ${n})`);
   const fetch = `${keyTile.fetch}
@@ -108,9 +120,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   let keyRow0 = (line / P.members) * CHUNK_ROWS;
   let first = (groups.z - 1u - id.z) * ROWS; // those with most keys begin first
   let row0 = line * CHUNK_ROWS;
-  let ownRow = (lane / SUBGROUP) * OWN_ROWS;
-  let row = select(lane % ROWS, lane, PARTS == 1u);
-  let part = select(lane / ROWS, 0u, PARTS == 1u);
+  ${SHARES}
   let inLine = min(first + row, CHUNK_ROWS - 1u);
   let factor = P.scale * exp2(load_qExponents(row0 + inLine));
   var level = NOTHING;
@@ -140,7 +150,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
     if (key0 < end) {
       ${fetch}
     }
-    ${scoreAll("q", "keys", "X_STRIDE", "scores", keyMatrices, own, steps, tiles, 4)}
+    ${scoreAll("q", "keys", "X_STRIDE", "scores", keyMatrices, own, steps, tiles, { perElement: 4, from: "ownScore" })}
     workgroupBarrier();
     let place = first + row - now;
     var weighed = Weighed(0.0, false);
@@ -174,13 +184,13 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
       valueUnit = newUnit;
       weighed = weigh(row, part, place, factor, level, 1.0 / valueUnit);
       if (now > 0u) {
-        ${rescale(own, columns, keys, tiles)}
+        ${rescale(own, columns, keys / across, tiles)}
       }
       workgroupBarrier();
     }
     total += weighed.sum;
     for (var step = 0u; step < OTHERS; step += MATRIX_K) {
-      ${spread("sum", "weights", "values", "Y_STRIDE", own, columns, tiles)}
+      ${spread("sum", "weights", "values", "Y_STRIDE", own, columns, tiles, OWN_OCTET)}
     }
     if (key0 >= end) { break; }
   }
@@ -197,7 +207,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
     store_table(HIGHEST * P.rows + at, min(0.0, level + MOST_EXPONENT - logSum));
     store_table(FACTOR * P.rows + at, valueUnit / total);
   }
-  ${storeRows("sum", "result", "8u * Y_OCTETS", own, columns, tiles)}
+  ${storeRows("sum", "result", "8u * Y_OCTETS", own, columns, tiles, OWN_OCTET)}
 }`;
 };
 

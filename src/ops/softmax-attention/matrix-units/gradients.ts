@@ -10,6 +10,7 @@ import {
   KEY_TABLE,
   numberOf,
   QUERY_TABLE,
+  SHARES,
   SOFTMAX_TEXT,
   softmaxConstants,
   vectors,
@@ -21,17 +22,20 @@ import type { SoftmaxTiles } from "./tiles.js";
 const four = (table: string, quantity: string, rows: string, row: string) =>
   `bitcast<vec4f>(load4_${table}((${quantity} * P.${rows} + ${row}) / 4u + lane))`;
 
+/** The first octet of a subgroup's columns. */
+const [OWN_X, OWN_Y] = ["X", "Y"].map((name) => `across * (${name}_OCTETS / ACROSS)`);
+
 const prefixed = (prefix: string, table: Record<string, number>) =>
   Object.fromEntries(Object.entries(table).map(([name, at]) => [`${prefix}_${name}`, at]));
 
 /** Σ_j g_ij k_j with g_ij = P_ij (dy_i·v_j − δ_i), each row divided by a power of two. */
 const queriesBody = (tiles: SoftmaxTiles, xOctets: number, yOctets: number) => {
-  const { rows, keys, down } = tiles.softmaxQueries;
+  const { rows, keys, down, across } = tiles.softmaxQueries;
   const own = rows / (down * tiles.M);
   const [xSteps, ySteps] = [xOctets, yOctets].map((octets) => (octets * 8) / tiles.K);
-  const keyMatrices = columnMatrices(keys, tiles);
-  const columns = columnMatrices(8 * xOctets, tiles);
-  const ahead = tilesAhead(down * tiles.subgroupSize, keys);
+  const keyMatrices = columnMatrices(keys / across, tiles);
+  const columns = columnMatrices((8 * xOctets) / across, tiles);
+  const ahead = tilesAhead(down * across * tiles.subgroupSize, keys);
   const keyTile = ahead("keys", xOctets, (n) => `load4_k((keyRow0 + key0) * X_OCTETS + ${n})`);
   const valueTile = ahead("values", yOctets, (n) => `load4_v((keyRow0 + key0) * Y_OCTETS + ${n})`);
   const fetch = `${keyTile.fetch}
@@ -59,9 +63,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   let keyRow0 = (line / P.members) * CHUNK_ROWS;
   let first = (groups.z - 1u - id.z) * ROWS; // those with most keys begin first
   let row0 = line * CHUNK_ROWS;
-  let ownRow = (lane / SUBGROUP) * OWN_ROWS;
-  let row = select(lane % ROWS, lane, PARTS == 1u);
-  let part = select(lane / ROWS, 0u, PARTS == 1u);
+  ${SHARES}
   let tableRow = row0 + min(first + row, CHUNK_ROWS - 1u);
   let factor = P.scale * number_of_queryTable(QUERY_POWER, tableRow);
   let level = number_of_queryTable(QUERY_PAIR_LEVEL, tableRow);
@@ -90,8 +92,8 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
     if (key0 < end) {
       ${fetch}
     }
-    ${scoreAll("q", "keys", "X_STRIDE", "scores", keyMatrices, own, xSteps, tiles, 4)}
-    ${scoreAll("dy", "values", "Y_STRIDE", "changes", keyMatrices, own, ySteps, tiles, 4)}
+    ${scoreAll("q", "keys", "X_STRIDE", "scores", keyMatrices, own, xSteps, tiles, { perElement: 4, from: "ownScore" })}
+    ${scoreAll("dy", "values", "Y_STRIDE", "changes", keyMatrices, own, ySteps, tiles, { perElement: 4, from: "ownScore" })}
     workgroupBarrier();
     for (var turn = 0u; turn < WEIGHT_OCTETS / PARTS; turn++) {
       let octet = part + turn * PARTS;
@@ -110,22 +112,22 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
     }
     workgroupBarrier();
     for (var step = 0u; step < OTHERS; step += MATRIX_K) {
-      ${spread("dq", "weights", "keys", "X_STRIDE", own, columns, tiles)}
+      ${spread("dq", "weights", "keys", "X_STRIDE", own, columns, tiles, OWN_X)}
     }
     if (key0 >= end) { break; }
   }
-  ${storeRows("dq", "dQ", "8u * X_OCTETS", own, columns, tiles)}
+  ${storeRows("dq", "dQ", "8u * X_OCTETS", own, columns, tiles, OWN_X)}
 }`;
 };
 
 /** Σ_i g_ij q_i and Σ_i P_ij dy_i over the queries from a key on, each row divided by powers of two. */
 const keysBody = (tiles: SoftmaxTiles, xOctets: number, yOctets: number) => {
-  const { rows, queries, down } = tiles.softmaxKeys;
+  const { rows, queries, down, across } = tiles.softmaxKeys;
   const own = rows / (down * tiles.M);
   const [xSteps, ySteps] = [xOctets, yOctets].map((octets) => (octets * 8) / tiles.K);
-  const queryMatrices = columnMatrices(queries, tiles);
-  const [xColumns, yColumns] = [xOctets, yOctets].map((octets) => columnMatrices(8 * octets, tiles));
-  const ahead = tilesAhead(down * tiles.subgroupSize, queries);
+  const queryMatrices = columnMatrices(queries / across, tiles);
+  const [xColumns, yColumns] = [xOctets, yOctets].map((octets) => columnMatrices((8 * octets) / across, tiles));
+  const ahead = tilesAhead(down * across * tiles.subgroupSize, queries);
   const queryTile = ahead("queries", xOctets, (n) => `load4_q((queryRow0 + query0) * X_OCTETS + ${n})`);
   const gradientTile = ahead("gradients", yOctets, (n) => `load4_dy((queryRow0 + query0) * Y_OCTETS + ${n})`);
   const fetch = `${queryTile.fetch}
@@ -155,9 +157,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   let CHUNK_ROWS = P.lineRows;
   let first = id.z * ROWS; // those with most queries begin first
   let row0 = line * CHUNK_ROWS;
-  let ownRow = (lane / SUBGROUP) * OWN_ROWS;
-  let row = select(lane % ROWS, lane, PARTS == 1u);
-  let part = select(lane / ROWS, 0u, PARTS == 1u);
+  ${SHARES}
   let tableRow = row0 + min(first + row, CHUNK_ROWS - 1u);
   let factor = P.scale * number_of_keyTable(KEY_POWER, tableRow);
   let level = number_of_keyTable(KEY_LEVEL, tableRow);
@@ -191,8 +191,8 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
       if (query0 < CHUNK_ROWS) {
         ${fetch}
       }
-      ${scoreAll("k", "queries", "X_STRIDE", "scores", queryMatrices, own, xSteps, tiles, 4)}
-      ${scoreAll("v", "gradients", "Y_STRIDE", "changes", queryMatrices, own, ySteps, tiles, 4)}
+      ${scoreAll("k", "queries", "X_STRIDE", "scores", queryMatrices, own, xSteps, tiles, { perElement: 4, from: "ownScore" })}
+      ${scoreAll("v", "gradients", "Y_STRIDE", "changes", queryMatrices, own, ySteps, tiles, { perElement: 4, from: "ownScore" })}
       workgroupBarrier();
       for (var turn = 0u; turn < WEIGHT_OCTETS / PARTS; turn++) {
       let octet = part + turn * PARTS;
@@ -212,14 +212,14 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
       }
       workgroupBarrier();
       for (var step = 0u; step < OTHERS; step += MATRIX_K) {
-        { ${spread("dv", "weights", "gradients", "Y_STRIDE", own, yColumns, tiles)} }
-        { ${spread("dk", "pulls", "queries", "X_STRIDE", own, xColumns, tiles)} }
+        { ${spread("dv", "weights", "gradients", "Y_STRIDE", own, yColumns, tiles, OWN_Y)} }
+        { ${spread("dk", "pulls", "queries", "X_STRIDE", own, xColumns, tiles, OWN_X)} }
       }
       if (query0 >= CHUNK_ROWS) { break; }
     }
   }
-  ${storeRows("dk", "dK", "8u * X_OCTETS", own, xColumns, tiles)}
-  ${storeRows("dv", "dV", "8u * Y_OCTETS", own, yColumns, tiles)}
+  ${storeRows("dk", "dK", "8u * X_OCTETS", own, xColumns, tiles, OWN_X)}
+  ${storeRows("dv", "dV", "8u * Y_OCTETS", own, yColumns, tiles, OWN_Y)}
 }`;
 };
 

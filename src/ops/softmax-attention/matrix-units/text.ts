@@ -17,10 +17,13 @@ export const vectors: Binding = { dtype: "f16", access: "read", vectors: true };
 export const fours: Binding = { dtype: "f32", access: "read", vectors: true };
 export const written: Binding = { dtype: "f32", access: "write" };
 
-/** What all three kernels are made of: subgroups of `down`, each with rows / down rows, step through `others`. */
+/**
+ * What all three kernels are made of: rows are shared out to subgroups down, the columns of scores and of sums to those across,
+ * and all step through `others`.
+ */
 export function softmaxConstants(
   units: Matrices,
-  { rows, down }: { rows: number; down: number },
+  { rows, down, across }: { rows: number; down: number; across: number },
   others: number,
   xOctets: number,
   yOctets: number,
@@ -34,6 +37,7 @@ export function softmaxConstants(
     ROWS: rows,
     OTHERS: others,
     DOWN: down,
+    ACROSS: across,
     SCORE_STRIDE: rowStride(others / 4),
     WEIGHT_STRIDE: rowStride(others / 8),
     WEIGHT_EXPONENT,
@@ -45,7 +49,7 @@ export function softmaxConstants(
  * the row's scores are its own.
  */
 export const SOFTMAX_TEXT = `
-const LANES = DOWN * SUBGROUP;
+const LANES = DOWN * ACROSS * SUBGROUP;
 const OWN_ROWS = ROWS / DOWN;
 const PARTS = LANES / ROWS;
 const WEIGHT_OCTETS = OTHERS / 8;
@@ -54,6 +58,13 @@ fn four_halves(x: vec4f) -> vec2u { return vec2u(two_halves(x.x, x.y), two_halve
 // Of four columns from \`start\` on, those before \`end\`.
 fn before(start: u32, end: u32) -> vec4<bool> { return vec4u(0u, 1u, 2u, 3u) + start < vec4u(end); }
 `;
+
+/** A subgroup's and a lane's share, in the workgroup's function. */
+export const SHARES = `let ownRow = lane / SUBGROUP / ACROSS * OWN_ROWS;
+  let across = lane / SUBGROUP % ACROSS;
+  let ownScore = across * (OTHERS / ACROSS);
+  let row = select(lane % ROWS, lane, PARTS == 1u);
+  let part = select(lane / ROWS, 0u, PARTS == 1u);`;
 
 /** Text for both halves of an octet. */
 export const halvesOf = (text: (h: number) => string) => each(2, text);

@@ -8,11 +8,11 @@ import { tileName } from "../../power-attention/matrix-units/tiles.js";
 export interface SoftmaxTiles extends Matrices {
   /** Packed rows are a multiple of this many elements long. */
   stepMultiple: number;
-  /** Outputs, and gradients at queries: queries of a workgroup, keys at a time, subgroups down. */
-  softmax: { rows: number; keys: number; down: number };
-  softmaxQueries: { rows: number; keys: number; down: number };
-  /** Gradients at keys: keys of a workgroup, queries at a time, subgroups down. */
-  softmaxKeys: { rows: number; queries: number; down: number };
+  /** Outputs, and gradients at queries: queries of a workgroup, keys at a time, subgroups down and across. */
+  softmax: { rows: number; keys: number; down: number; across: number };
+  softmaxQueries: { rows: number; keys: number; down: number; across: number };
+  /** Gradients at keys: keys of a workgroup, queries at a time, subgroups down and across. */
+  softmaxKeys: { rows: number; queries: number; down: number; across: number };
 }
 
 export const SOFTMAX_KERNELS = ["softmax", "softmaxQueries", "softmaxKeys"] as const;
@@ -40,27 +40,29 @@ export function softmaxTiles(
 ): SoftmaxTiles | undefined {
   if (!units || limits.maxStorageBuffersPerShaderStage < BINDINGS) return undefined;
   const matrices = matricesOf(units);
-  const { K, narrow, subgroupSize } = matrices;
+  const { M, K, narrow, subgroupSize } = matrices;
   if (narrow !== OCTET || 16 % K !== 0) return undefined;
   // Subgroups of fewer than 16 are a processor that plays a GPU: it compiles large tiles for minutes.
   const played = subgroupSize < 16;
   const largest = Math.max(headDim, valueDim);
   if (largest > (played ? 64 : LARGEST_HEAD)) return undefined;
-  const shared = { ...matrices, stepMultiple: Math.max(K, OCTET) };
+  const large = largest > 64;
+  const shared = { ...matrices, stepMultiple: Math.max(K, large ? 2 * OCTET : OCTET) };
+  const half = 4 * Math.max(M, subgroupSize / 2);
   const others = limits.maxComputeWorkgroupStorageSize < 48 * 1024 ? 16 : 32;
   const tiles: SoftmaxTiles = played
     ? {
         ...shared,
-        softmax: { rows: 32, keys: 16, down: 4 },
-        softmaxQueries: { rows: 16, keys: 16, down: 2 },
-        softmaxKeys: { rows: 16, queries: 16, down: 2 },
+        softmax: { rows: 32, keys: 16, down: 4, across: 1 },
+        softmaxQueries: { rows: 16, keys: 16, down: 2, across: 1 },
+        softmaxKeys: { rows: 16, queries: 16, down: 2, across: 1 },
       }
     : {
         ...shared,
-        // Twice the rows read each key and value half as often; sums of 128 columns leave no registers for that.
-        softmax: { rows: largest > 64 ? 64 : 128, keys: others, down: 4 },
-        softmaxQueries: { rows: 64, keys: others, down: 4 },
-        softmaxKeys: { rows: 64, queries: others, down: 4 },
+        // As many rows as invocations read keys and values least often; sums of 128 columns leave registers for half of them.
+        softmax: { rows: large ? half : 4 * subgroupSize, keys: others, down: 4, across: 1 },
+        softmaxQueries: { rows: half, keys: others, down: 4, across: 1 },
+        softmaxKeys: { rows: half, queries: others, down: 4, across: large ? 2 : 1 },
       };
   const sizes = softmaxSizes({ headDim, valueDim }, tiles);
   const fits = (name: string, tile: Tile) => tileProblem(name, tile, matrices, limits, sizes) === undefined;
