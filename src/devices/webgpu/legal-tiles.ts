@@ -98,7 +98,6 @@ function ofSoftmax(
   }: Record<"scores" | "weights" | "numbers", number> & { lane?: number; more?: number },
   sums: readonly ("x" | "y")[],
 ): Rules {
-  const pairs = ofPairs(others, scores, weights, numbers);
   const invocations = ({ down, across }: Tile, { subgroupSize }: Matrices) => down * across * subgroupSize;
   return {
     numbers: ["rows", others, "down", "across"],
@@ -109,7 +108,8 @@ function ofSoftmax(
       lane * invocations(tile, units) +
       more,
     rules: (tile, units, sizes) => [
-      ...pairs.rules(tile, units, sizes),
+      divides(tile, "rows", tile.down * units.M),
+      ...stepsThroughChunk(tile, others, units),
       [
         invocations(tile, units) % tile.rows === 0,
         `rows must divide the ${invocations(tile, units)} invocations, got ${tile.rows}`,

@@ -1,9 +1,12 @@
-import { describe, expect, it } from "vitest";
+import { describe, expect, it, vi } from "vitest";
 import { type Arrays, checkGradients, expectClose, place, poison, randomInputs } from "../../../test/attention.js";
-import { DEVICES, describeOn, deviceOf, OTHERS } from "../../../test/devices.js";
+import { DEVICES, describeOn, describeOnGpu, deviceOf, OTHERS } from "../../../test/devices.js";
 import { attentionTolerance, FINITE_DIFFERENCE } from "../../../test/tolerances.js";
-import type { Device } from "../../devices/device.js";
+import type { Device, DeviceKind } from "../../devices/device.js";
 import { getDevice } from "../../devices/get-device.js";
+import type { WebGpuDevice } from "../../devices/webgpu/device.js";
+import { type TunedTiles, tileProblem } from "../../devices/webgpu/legal-tiles.js";
+import { matricesOf } from "../../devices/webgpu/matrix-text.js";
 import { type DType, fromBF16Bits, fromF16Bits, toBF16Bits, toF16Bits } from "../../tensor/dtype.js";
 import { softmaxAttention } from "./index.js";
 
@@ -129,13 +132,16 @@ describeOn(OTHERS, "softmaxAttention on %s against the oracle", async (kind) => 
   it("a long sequence, many segments of keys", () => check({ time: 1200, headDim: 4, valueDim: 4 }));
 });
 
-describeOn(OTHERS, "softmaxAttention of halves on %s", async (kind) => {
-  const device = await deviceOf(kind);
+type Half = "f16" | "bf16";
+type HalfCheck = (
+  shape: Shape & { dtype: Half },
+  change?: (problem: ReturnType<typeof arrays>) => void,
+) => Promise<void>;
+
+/** Against the oracle; `change` may set any value: it is rounded to the dtype before both devices get it. */
+async function halfCheck(kind: DeviceKind, device: Device): Promise<HalfCheck> {
   const oracle = await getDevice("oracle");
-  type Half = "f16" | "bf16";
-  const base = { batch: 2, time: 70, queryHeads: 4, heads: 2, headDim: 16, valueDim: 12 };
-  /** `change` may set any value; it is rounded to the dtype before both devices get it. */
-  const check = async (shape: Shape & { dtype: Half }, change?: (problem: ReturnType<typeof arrays>) => void) => {
+  return async (shape, change) => {
     const problem = arrays(shape);
     change?.(problem);
     const round = (x: number) => (shape.dtype === "f16" ? fromF16Bits(toF16Bits(x)) : fromBF16Bits(toBF16Bits(x)));
@@ -147,6 +153,24 @@ describeOn(OTHERS, "softmaxAttention of halves on %s", async (kind) => {
       expectClose(got[name], want[name], toleranceOf(kind, name, shape.dtype), `${name} of ${JSON.stringify(shape)}`);
     }
   };
+}
+
+/** Scores, values and gradients that rise (sign 1) or fall along a sequence of 200 tokens, by powers of two. */
+const rising =
+  (sign: number) =>
+  ({ inputs, upstream }: ReturnType<typeof arrays>) => {
+    const along = (values: Float64Array, width: number, from: number, to: number) => {
+      for (const n of values.keys()) values[n] *= 2 ** (from + ((to - from) * Math.floor(n / width)) / 200);
+    };
+    along(inputs.k.values, 16, -3 * sign, 3 * sign);
+    along(inputs.v.values, 12, 4 * sign, -4 * sign);
+    along(upstream.output.values, 12, -4 * sign, 4 * sign);
+  };
+
+describeOn(OTHERS, "softmaxAttention of halves on %s", async (kind) => {
+  const device = await deviceOf(kind);
+  const check = await halfCheck(kind, device);
+  const base = { batch: 2, time: 70, queryHeads: 4, heads: 2, headDim: 16, valueDim: 12 };
   const scaled =
     (factors: Partial<Record<"q" | "k" | "v" | "output", number>>) => (problem: ReturnType<typeof arrays>) => {
       const all = { ...problem.inputs, ...problem.upstream };
@@ -188,14 +212,7 @@ describeOn(OTHERS, "softmaxAttention of halves on %s", async (kind) => {
     ["rising", 1],
     ["falling", -1],
   ])("scores, values and gradients %s along the sequence", (_, sign) =>
-    check({ time: 200, headDim: 16, valueDim: 12, scale: 1, dtype: "bf16" }, ({ inputs, upstream }) => {
-      const along = (values: Float64Array, width: number, from: number, to: number) => {
-        for (const n of values.keys()) values[n] *= 2 ** (from + ((to - from) * Math.floor(n / width)) / 200);
-      };
-      along(inputs.k.values, 16, -3 * sign, 3 * sign);
-      along(inputs.v.values, 12, 4 * sign, -4 * sign);
-      along(upstream.output.values, 12, -4 * sign, 4 * sign);
-    }),
+    check({ time: 200, headDim: 16, valueDim: 12, scale: 1, dtype: "bf16" }, rising(sign)),
   );
 
   it("a score of hundreds in the middle, and values of nothing but zeros", () =>
@@ -239,6 +256,45 @@ describeOn(OTHERS, "softmaxAttention of halves on %s", async (kind) => {
         const past = (plain.length / base.time) * cut;
         expect((await run(changed)).slice(0, past), `${value} from token ${cut}`).toEqual(plain.slice(0, past));
       }
+    }
+  });
+});
+
+describeOnGpu("softmaxAttention on matrix units", async () => {
+  const device = (await deviceOf("webgpu")) as WebGpuDevice;
+  const check = await halfCheck("webgpu", device);
+  const { matrixUnits, gpu, tuned } = device;
+
+  // Tiles with several lanes for a row and several matrices for a subgroup; the shapes are those of a GPU played by a processor.
+  it.runIf(matrixUnits?.subgroupSize === 8).each<TunedTiles>([
+    {
+      softmax: { rows: 16, keys: 16, down: 1, across: 2 },
+      softmaxQueries: { rows: 16, keys: 32, down: 2, across: 2 },
+      softmaxKeys: { rows: 32, queries: 32, down: 2, across: 2 },
+    },
+    {
+      softmax: { rows: 16, keys: 32, down: 2, across: 2 },
+      softmaxQueries: { rows: 32, keys: 16, down: 2, across: 2 },
+      softmaxKeys: { rows: 16, queries: 16, down: 1, across: 2 },
+    },
+  ])("tiles %o", async (tiles) => {
+    for (const [kernel, tile] of Object.entries(tiles)) {
+      expect(tileProblem(kernel, tile, matricesOf(matrixUnits!), gpu.limits, { x: 2, y: 2, sumAt: 2 })).toBeUndefined();
+    }
+    const compiled = vi.spyOn(gpu, "createShaderModule");
+    Object.assign(tuned, tiles);
+    try {
+      for (const sign of [1, -1]) {
+        await check({ time: 200, headDim: 16, valueDim: 12, scale: 1, dtype: "bf16" }, rising(sign));
+      }
+      await check({ batch: 2, time: 70, queryHeads: 4, heads: 2, headDim: 16, valueDim: 12, dtype: "f16" });
+      const names = compiled.mock.calls.map(([{ label }]) => label);
+      for (const name of ["softmax-on-matrix-units", "softmax-gradient-queries", "softmax-gradient-keys"]) {
+        expect(names).toContain(name);
+      }
+    } finally {
+      compiled.mockRestore();
+      for (const kernel of Object.keys(tiles)) delete tuned[kernel];
     }
   });
 });
