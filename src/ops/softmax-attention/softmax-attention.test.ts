@@ -186,8 +186,7 @@ describeOn(OTHERS, "softmaxAttention of halves on %s", async (kind) => {
 
   it.each([
     [1, 1],
-    [7, 40],
-    [33, 1],
+    [7, 20],
     [64, 64],
     [96, 128],
   ])("d = %i, e = %i", (headDim, valueDim) => check({ ...base, headDim, valueDim, dtype: "bf16" }));

@@ -64,8 +64,8 @@ const body = (tiles: SoftmaxTiles, xOctets: number, yOctets: number) => {
   const fetch = `${keyTile.fetch}
     ${valueTile.fetch}
     if (lane < OTHERS / 4u) {
-      keyPower = exp2(bitcast<vec4f>(load4_kExponents((keyRow0 + key0) / 4u + lane)));
-      valuePower = exp2(bitcast<vec4f>(load4_vExponents((keyRow0 + key0) / 4u + lane)));
+      keyExponent = bitcast<vec4f>(load4_kExponents((keyRow0 + key0) / 4u + lane));
+      valueExponent = bitcast<vec4f>(load4_vExponents((keyRow0 + key0) / 4u + lane));
     }`;
   return `${matrices(tiles)}
 ${SOFTMAX_TEXT}
@@ -130,8 +130,8 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   ${declareSums(own, columns)}
   let end = min(CHUNK_ROWS, first + ROWS);
   var key0 = 0u;
-  var keyPower = vec4f(0);
-  var valuePower = vec4f(0);
+  var keyExponent = vec4f(0);
+  var valueExponent = vec4f(0);
   ${keyTile.declare}
   ${valueTile.declare}
   ${fetch}
@@ -140,8 +140,8 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
     ${keyTile.keep}
     ${valueTile.keep}
     if (lane < OTHERS / 4u) {
-      keyPowers[lane] = keyPower;
-      valuePowers[lane] = valuePower;
+      keyPowers[lane] = exp2(keyExponent);
+      valuePowers[lane] = exp2(valueExponent);
     }
     if (lane == 0u) { atomicStore(&rises, 0u); }
     workgroupBarrier();

@@ -47,7 +47,7 @@ export function softmaxTiles(
   const largest = Math.max(headDim, valueDim);
   if (largest > (played ? 64 : LARGEST_HEAD)) return undefined;
   const large = largest > 64;
-  const shared = { ...matrices, stepMultiple: Math.max(K, large ? 2 * OCTET : OCTET) };
+  const shared = { ...matrices, stepMultiple: Math.max(K, played ? OCTET : 2 * OCTET) };
   const half = 4 * Math.max(M, subgroupSize / 2);
   const others = limits.maxComputeWorkgroupStorageSize < 48 * 1024 ? 16 : 32;
   const tiles: SoftmaxTiles = played
@@ -59,10 +59,10 @@ export function softmaxTiles(
       }
     : {
         ...shared,
-        // As many rows as invocations read keys and values least often; sums of 128 columns leave registers for half of them.
+        // Subgroups of more rows read keys and values less often: as many as they have invocations, where registers suffice.
         softmax: { rows: large ? half : 4 * subgroupSize, keys: others, down: 4, across: 1 },
-        softmaxQueries: { rows: half, keys: others, down: 4, across: 1 },
-        softmaxKeys: { rows: half, queries: others, down: 4, across: large ? 2 : 1 },
+        softmaxQueries: { rows: half, keys: others, down: large ? 4 : 2, across: large ? 1 : 2 },
+        softmaxKeys: { rows: half, queries: others, down: large ? 4 : 2, across: 2 },
       };
   const sizes = softmaxSizes({ headDim, valueDim }, tiles);
   const fits = (name: string, tile: Tile) => tileProblem(name, tile, matrices, limits, sizes) === undefined;
