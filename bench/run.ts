@@ -20,6 +20,7 @@ import { gpuMatmul } from "./gpu/matmul.js";
 import { gpuP4 } from "./gpu/p4.js";
 import { gpuPortable } from "./gpu/portable.js";
 import { gpuShapes } from "./gpu/shapes.js";
+import { gpuSoftmax } from "./gpu/softmax.js";
 import { gpuTraining } from "./gpu/training.js";
 import { commit, cpuName, describeGpu, versions } from "./machine.js";
 import { memory } from "./memory.js";
@@ -53,6 +54,7 @@ const QUESTIONS: readonly Question[] = [
   gpuShapes,
   gpuMatmul,
   gpuPortable,
+  gpuSoftmax,
   gpuP4,
   gpuFirstResult,
   gpuTraining,
