@@ -122,7 +122,7 @@ const keysBody = (tiles: PowerTiles, { xOctets, yOctets, sumAt }: Sizes) => {
     ${gradientTile.fetch}
     if (lane < OTHERS) {
       level = load_queryTokens(4u * (queryRow0 + query0 + lane));
-      dsum = first_half(load4_dy((queryRow0 + query0 + lane) * Y_OCTETS + SUM_AT).x);
+      dsum = load4_dy((queryRow0 + query0 + lane) * Y_OCTETS + SUM_AT).x;
     }`;
   return `${matrices(tiles)}
 const LANES = DOWN * SUBGROUP;
@@ -152,7 +152,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   ${declareSums(own, xColumns, "dk")}
   ${declareSums(own, yColumns, "dv")}
   var level = 0.0;
-  var dsum = 0.0;
+  var dsum = 0u;
   ${queryTile.declare}
   ${gradientTile.declare}
   for (var member = 0u; member < P.members; member++) {
@@ -165,7 +165,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
       ${gradientTile.keep}
       if (lane < OTHERS) {
         queryLevels[lane] = level;
-        dsums[lane] = dsum;
+        dsums[lane] = first_half(dsum);
       }
       workgroupBarrier();
       let now = query0;

@@ -1,4 +1,5 @@
 import { webgpuDevice } from "../../../devices/webgpu/device.js";
+import { each } from "../../../devices/webgpu/each.js";
 import type { KernelSource } from "../../../devices/webgpu/kernel.js";
 import {
   columnMatrices,
@@ -15,16 +16,47 @@ import { chunkRows, type Packed } from "./pack.js";
 import { MAKE_FEATURES, type PowerTiles, powerConstants } from "./tiles.js";
 
 /** φ(x_t)ᵀ s of a token's chunk: [tokens × features] by [features × columns], 64 features at a time, made as needed. */
-const body = (tiles: PowerTiles, columns: number) => {
+const body = (tiles: PowerTiles, columns: number, degree: number) => {
   const { tokens, down, across } = tiles.read;
   const own = tokens / (down * tiles.M);
   const matricesAcross = columnMatrices(columns / across, tiles);
   // A part of the state comes into registers while the one before is multiplied.
+  const lanes = down * across * tiles.subgroupSize;
   const part = tileAhead(
     "part",
-    { lines: 64, octets: columns / 8, stride: rowStride(columns / 8), lanes: down * across * tiles.subgroupSize },
+    { lines: 64, octets: columns / 8, stride: rowStride(columns / 8), lanes },
     (n) => `load4_s(s0 + ${n})`,
   );
+  // Rows beyond the chunk repeat its last: nothing is stored for them.
+  const inChunk = (n: string) => `min(token0 + ${n}, CHUNK_ROWS - 1u)`;
+  const general = `for (var n = lane; n < TOKENS; n += LANES) {
+      make_group(row0 + ${inChunk("n")}, f16(exp2(FEATURE_EXPONENT)), group, n * PHI_STRIDE);
+    }`;
+  // At degree 2 groups are pairs of blocks, low up to high; a lane keeps its tokens' high block and fetches the next low one ahead.
+  const ownTokens = Math.ceil(tokens / lanes);
+  const n = (k: number) => `lane + ${k * lanes}u`;
+  const within = (k: number, text: string) => ((k + 1) * lanes <= tokens ? text : `if (${n(k)} < TOKENS) { ${text} }`);
+  const square = {
+    begin: `var lowAt = 0u;
+  var highAt = 0u;
+  ${each(
+    ownTokens,
+    (k) => `let place_${k} = (row0 + ${inChunk(n(k))}) * X_OCTETS;
+  var low_${k} = load4_x(place_${k});
+  var high_${k} = low_${k};`,
+  )}`,
+    fetch: `lowAt++;
+      if (lowAt > highAt) {
+        lowAt = 0u;
+        highAt = min(highAt + 1u, X_OCTETS - 1u);
+        ${each(ownTokens, (k) => `high_${k} = load4_x(place_${k} + highAt);`)}
+      }
+      ${each(ownTokens, (k) => `low_${k} = load4_x(place_${k} + lowAt);`)}`,
+    make: each(ownTokens, (k) =>
+      within(k, `make_square(low_${k}, high_${k}, f16(exp2(FEATURE_EXPONENT)), (${n(k)}) * PHI_STRIDE);`),
+    ),
+  };
+  const features = degree === 2 ? square : { begin: "", fetch: "", make: general };
   return `${matrices(tiles)}
 const LANES = DOWN * ACROSS * SUBGROUP;
 const PHI_STRIDE = 9;
@@ -49,19 +81,18 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   let ownColumn = ((lane / SUBGROUP) % ACROSS) * OWN_COLUMNS;
   ${declareSums(own, matricesAcross)}
   var s0 = state * P.features * OCTETS;
+  ${features.begin}
   ${part.declare}
   ${part.fetch}
   for (var group = 0u; group < P.features / 64u; group++) {
     workgroupBarrier();
     ${part.keep}
-    for (var n = lane; n < TOKENS; n += LANES) {
-      // Rows beyond the chunk repeat its last: nothing is stored for them.
-      make_group(row0 + min(token0 + n, CHUNK_ROWS - 1u), f16(exp2(FEATURE_EXPONENT)), group, n * PHI_STRIDE);
-    }
+    ${features.make}
     workgroupBarrier();
     s0 += 64u * OCTETS;
     if (64u * group + 64u < P.features) {
       ${part.fetch}
+      ${features.fetch}
     }
     for (var step = 0u; step < 64u; step += MATRIX_K) {
       ${multiplyAdd(
@@ -123,7 +154,7 @@ export function read(
       result: { dtype: "f32", access: "write" },
     },
     parameters: { lines: "u32", chunks: "u32", members: "u32", features: "u32", firstChunk: "u32" },
-    body: body(tiles, columns),
+    body: body(tiles, columns, degree),
   };
   const result = empty([rows, columns], device, "f32");
   device.dispatch(source, {
