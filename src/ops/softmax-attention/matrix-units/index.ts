@@ -1,6 +1,7 @@
 import { webgpuDevice } from "../../../devices/webgpu/device.js";
 import type { Tensor } from "../../../tensor/tensor.js";
-import { chunkRows, type PackPlan, packRows } from "../../power-attention/matrix-units/pack.js";
+import { OCTET } from "../../power-attention/matrix-units/features.js";
+import { chunkRows, type Packed, type PackPlan, packRows } from "../../power-attention/matrix-units/pack.js";
 import type { SoftmaxInputs, SoftmaxPlan } from "../contract.js";
 import { unpackRows } from "./finish.js";
 import { attend } from "./forward.js";
@@ -29,33 +30,39 @@ function linesOf(plan: SoftmaxPlan): PackPlan & { lines: number; lineRows: numbe
   };
 }
 
-/** What is saved for the backward: sums and numbers of rows, as `attend` gives them. */
+/** What is saved for the backward: sums and numbers of rows, as `attend` gives them, and packed inputs. */
 export function softmaxOnMatrixUnits(
   plan: SoftmaxPlan,
   tiles: SoftmaxTiles,
   { q, k, v }: SoftmaxInputs,
 ): { output: Tensor; saved: Tensor[] } {
   const lines = linesOf(plan);
-  const [packedQ, packedK, packedV] = [q, k, v].map((x) => packRows(lines, x, tiles.stepMultiple));
-  const { sums, table } = attend(lines, tiles, { q: packedQ, k: packedK, v: packedV });
+  const packed = [q, k, v].map((x) => packRows(lines, x, tiles.stepMultiple));
+  const { sums, table } = attend(lines, tiles, { q: packed[0], k: packed[1], v: packed[2] });
   const shape = [plan.batch, plan.time, plan.queryHeads, plan.valueDim];
   const output = unpackRows(sums, table, ROW_TABLE.FACTOR, shape, lines.lineRows, q.dtype);
-  return { output, saved: [sums, table] };
+  return { output, saved: [sums, table, ...packed.flatMap(({ values, exponents }) => [values, exponents])] };
 }
+
+const packedOf = ([values, exponents]: readonly Tensor[]): Packed => ({
+  values,
+  exponents,
+  octets: values.shape[1] / OCTET,
+});
 
 export function softmaxBackwardOnMatrixUnits(
   plan: SoftmaxPlan,
   tiles: SoftmaxTiles,
   { q, k, v }: SoftmaxInputs,
-  [sums, table]: readonly Tensor[],
+  [sums, table, ...kept]: readonly Tensor[],
   upstream: Tensor,
 ): { q: Tensor; k: Tensor; v: Tensor } {
   const lines = linesOf(plan);
-  const pack = (x: Tensor) => packRows(lines, x, tiles.stepMultiple);
-  const packed = { q: pack(q), k: pack(k), v: pack(v), dy: pack(upstream) };
-  const tables = softmaxLevels(lines, packed, { sums, table });
+  const packed = { q: packedOf(kept), k: packedOf(kept.slice(2)), v: packedOf(kept.slice(4)) };
+  const dy = packRows(lines, upstream, tiles.stepMultiple);
+  const tables = softmaxLevels(lines, { ...packed, dy }, { sums, table });
   const { queryTable, keyTable } = tables;
-  const { dQ, dK, dV } = softmaxGradients(lines, tiles, { ...packed, ...tables });
+  const { dQ, dK, dV } = softmaxGradients(lines, tiles, { ...packed, dy, ...tables });
   const unpack = (sums: Tensor, table: Tensor, quantity: number, x: Tensor) =>
     unpackRows(sums, table, quantity, x.shape, lines.lineRows, x.dtype);
   return {
