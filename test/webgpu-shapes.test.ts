@@ -1,12 +1,19 @@
 import { expect, test } from "vitest";
+import type { Device } from "../src/devices/device.js";
 import { getDevice } from "../src/devices/get-device.js";
-import { requestDevice } from "../src/devices/webgpu/adapter.js";
+import { findAdapter, requestDevice } from "../src/devices/webgpu/adapter.js";
 import type { WebGpuDevice } from "../src/devices/webgpu/device.js";
+import { type TunedTiles, tileProblem } from "../src/devices/webgpu/legal-tiles.js";
+import { matricesOf } from "../src/devices/webgpu/matrix-text.js";
 import { softmaxAttention } from "../src/ops/softmax-attention/index.js";
 import { powerFull } from "../src/power-attention.js";
 import { randn } from "../src/tensor/create.js";
 import { scope } from "../src/tensor/tensor.js";
+import { expectClose, place, randomInputs } from "./attention.js";
+import { describeOnGpu } from "./devices.js";
+import { LARGER, withSmallMatrices } from "./larger-matrices.js";
 import { limitedGpu } from "./limited-gpu.js";
+import { TOLERANCE } from "./tolerances.js";
 
 /** Dawn without a driver: it checks everything and runs nothing. Held, as its instance must not be collected. */
 const dawn = await import("webgpu").then(
@@ -74,4 +81,53 @@ test.skipIf(!dawn).each([
   for (const [name, errors] of Object.entries(found)) expect(errors, name).toEqual([]);
   const kernels = ["softmax-on-matrix-units", "softmax-gradient-queries", "softmax-gradient-keys"];
   for (const name of kernels) expect(Object.keys(found)).toContain(name);
+});
+
+const adapter = await findAdapter();
+const small = (adapter?.info as { subgroupMaxSize?: number } | undefined)?.subgroupMaxSize === 8;
+
+describeOnGpu("matrix units of 16×16×16 and subgroups of 32, played by smaller ones", () => {
+  test.runIf(small)("softmax attention is the oracle's, with the tiles of a large GPU", async () => {
+    const names: string[] = [];
+    const gpu = new Proxy(limitedGpu(await requestDevice((await findAdapter())!), {}), {
+      get(target, name) {
+        if (name === "adapterInfo") return LARGER;
+        if (name !== "createShaderModule") return Reflect.get(target, name, target);
+        return (descriptor: GPUShaderModuleDescriptor) => {
+          names.push(descriptor.label!);
+          return target.createShaderModule({ ...descriptor, code: withSmallMatrices(descriptor.code) });
+        };
+      },
+    });
+    const device = (await getDevice("webgpu", { device: gpu })) as WebGpuDevice;
+    // The table's, where a workgroup has 48 KiB.
+    const tiles: TunedTiles = {
+      softmax: { rows: 128, keys: 32, down: 4, across: 1 },
+      softmaxQueries: { rows: 64, keys: 32, down: 2, across: 2 },
+      softmaxKeys: { rows: 64, queries: 32, down: 2, across: 2 },
+    };
+    Object.assign(device.tuned, tiles);
+    for (const [kernel, tile] of Object.entries(tiles)) {
+      const units = matricesOf(device.matrixUnits!);
+      expect(tileProblem(kernel, tile, units, gpu.limits, { x: 2, y: 2, sumAt: 2 }), kernel).toBeUndefined();
+    }
+    const shape = { batch: 1, time: 300, queryHeads: 2, heads: 1, headDim: 16, valueDim: 12, degree: 1 };
+    const { inputs, upstream } = randomInputs({ ...shape, dtype: "bf16" });
+    const solve = async (on: Device) => {
+      const { q, k, v } = place(on, inputs, true);
+      const output = softmaxAttention(q, k, v, { scale: 1 });
+      output.backward(place(on, upstream).output);
+      const found: Record<string, ArrayLike<number>> = { output: await output.data() };
+      for (const [name, x] of Object.entries({ q, k, v })) found[`d${name}`] = await x.grad!.data();
+      return found;
+    };
+    const [got, want] = [await solve(device), await solve(await getDevice("oracle"))];
+    for (const name of Object.keys(want)) {
+      expectClose(got[name], want[name], TOLERANCE[name === "output" ? "output" : "gradient"].bf16, name);
+    }
+    for (const name of ["softmax-on-matrix-units", "softmax-gradient-queries", "softmax-gradient-keys"]) {
+      expect(names).toContain(name);
+    }
+    device.dispose();
+  });
 });
