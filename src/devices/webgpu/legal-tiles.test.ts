@@ -17,7 +17,7 @@ describe("tiles", () => {
     ["pairsQueriesWide", { rows: 64, keys: 16, down: 4 }],
     ["pairsKeys", { rows: 64, queries: 16, down: 4 }],
     ["gradient", { down: 2 }],
-    ["square", { down: 8 }],
+    ["square", { down: 8, tokens: 1, octets: 8 }],
     ["softmax", { rows: 128, keys: 32, down: 4, across: 1 }],
     ["softmaxQueries", { rows: 64, keys: 32, down: 2, across: 2 }],
     ["softmaxKeysWide", { rows: 64, queries: 32, down: 4, across: 2 }],

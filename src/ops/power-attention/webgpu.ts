@@ -21,41 +21,16 @@ import {
 } from "./matrix-units/index.js";
 import type { PowerTiles } from "./matrix-units/tiles.js";
 import { absent, gateGradient, gateSums } from "./webgpu-gates.js";
+import { type Part, partsOf as partsByStates, take } from "./webgpu-parts.js";
 import { backwardInPieces, forwardInPieces } from "./webgpu-pieces.js";
 import { finishGradient, normalise, normaliseBackward, zerosLike } from "./webgpu-rows.js";
 
-/** Most bytes of chunk states alive at once; beyond it the sequence is taken in parts that hand on their state. */
-const STATES_BUDGET = 2 ** 30;
-
-/** A part of a call: whole sequences, or a run of chunks of a single one. */
-interface Part {
-  batch: [number, number];
-  time: [number, number];
-  plan: SequencePlan;
-}
-
-/** Parts whose states fit both the budget and one binding, in the order in which states are handed on. */
-function partsOf(plan: PowerPlan, like: Tensor): Part[] {
-  const { batch, time, chunks, chunkSize, heads, expandedDim, valueDim } = plan;
-  const limit = Math.min(STATES_BUDGET, webgpuDevice(like).gpu.limits.maxStorageBufferBindingSize);
+/** Parts that hand on their state. */
+function partsOf(plan: PowerPlan, like: Tensor): Part<PowerPlan>[] {
+  const { heads, expandedDim, valueDim } = plan;
   const tiles = tilesFor(plan, like);
   const chunkBytes = tiles ? chunkStateBytes(plan, tiles) : 4 * heads * expandedDim * valueDim;
-  if (!plan.usesState || batch * chunks * chunkBytes <= limit) return [{ batch: [0, batch], time: [0, time], plan }];
-  const run = Math.max(1, Math.floor(limit / chunkBytes));
-  const parts: Part[] = [];
-  for (let b = 0; b < batch; b++) {
-    for (let c = 0; c < chunks; c += run) {
-      const range: [number, number] = [c * chunkSize, Math.min((c + run) * chunkSize, time)];
-      const part = { ...plan, batch: 1, time: range[1] - range[0], chunks: Math.min(run, chunks - c) };
-      parts.push({ batch: [b, b + 1], time: range, plan: part });
-    }
-  }
-  return parts;
-}
-
-/** A part's share of a tensor [B, T, …]. */
-function take<X extends Tensor | undefined>(x: X, { batch, time }: Part): X {
-  return x && (x.slice(0, ...batch).slice(1, ...time) as X);
+  return partsByStates(plan, plan.usesState ? chunkBytes : 0, like);
 }
 
 function takeState(state: Partial<State> | undefined, { batch }: Part): Partial<State> | undefined {
@@ -177,7 +152,7 @@ interface Ends {
 /** Each part wants the state that enters it: all but the last part of a sequence are run once more to hand it on. */
 function partEntries(
   plan: PowerPlan,
-  parts: Part[],
+  parts: Part<PowerPlan>[],
   initial: State | undefined,
   leaving: (part: Part, carried: Partial<State> | undefined) => Partial<State>,
 ): Map<Part, Partial<State> | undefined> {

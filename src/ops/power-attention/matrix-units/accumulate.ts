@@ -97,15 +97,14 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
     let row0 = ((line * P.members + member) * P.chunks + chunk) * CHUNK_ROWS;
     var base = 0u;
     ${fetch}
-    while (base < CHUNK_ROWS) {
+    for (var done = 0u; done < CHUNK_ROWS; done += STEPS) {
       workgroupBarrier();
       ${values.keep}
       ${ahead ? makeAhead : make}
       workgroupBarrier();
-      base += STEPS;
-      if (base < CHUNK_ROWS) {
-        ${fetch}
-      }
+      // The last once more, rather than a branch: lanes would wait at its end for what was fetched.
+      base = min(base + STEPS, CHUNK_ROWS - STEPS);
+      ${fetch}
       for (var step = 0u; step < STEPS; step += MATRIX_K) {
         ${multiplyAdd(
           own,

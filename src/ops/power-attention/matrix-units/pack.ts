@@ -49,7 +49,8 @@ const PARAMETERS = {
 /**
  * A workgroup takes 256 / LOADED rows, a lane for each eight elements. `BY_ROW`: each row's length comes into [½, 1), so
  * that no product of packed rows is above 1; else each chunk's largest magnitude does, by `largest`. Where a row has octets
- * more than are loaded, the first of those begins with 1, or with `extra` of the row divided by both powers of two.
+ * more than are loaded, the first of those begins with 1, or with `extra` of the row: divided by the chunk's power of two it
+ * is an element of the row like others.
  */
 const kernel = (dtype: DType, wide: boolean, constants: Record<string, number | boolean>): KernelSource => ({
   name: "pack-halves",
@@ -101,7 +102,17 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
     ${each(8, (j) => `most = max(most, bitcast<u32>(value[${j}]) & 0x7fffffffu);`)}
   }
   let state = (b * P.chunks + chunk) * (P.heads / P.group) + head / P.group;
-  var e = 0;
+  var chunkE = 0;
+  if (inside && (!BY_ROW || EXTRA)) { chunkE = exponent_of(load_largest(state)); }
+  var more = 1.0;
+  if (EXTRA) {
+    more = 0.0;
+    if (alive && part == 0u) {
+      more = scaled(load_extra((b * P.time + t) * P.heads + head), chunkE);
+      most = max(most, bitcast<u32>(more) & 0x7fffffffu);
+    }
+  }
+  var e = chunkE;
   if (BY_ROW) {
     partial[lane] = most;
     workgroupBarrier();
@@ -110,6 +121,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
     e = exponent_of(bitcast<f32>(most));
     var squares = 0.0;
     ${each(8, (j) => `let element_${j} = scaled(value[${j}], e); squares += element_${j} * element_${j};`)}
+    if (EXTRA) { squares += scaled(more, e) * scaled(more, e); }
     workgroupBarrier();
     partial[lane] = bitcast<u32>(squares);
     workgroupBarrier();
@@ -118,9 +130,6 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
     // Twice the exponent of the length is that of its square, rounded up.
     e += (exponent_of(squares) + 1) / 2;
   }
-  var chunkE = 0;
-  if (inside && (!BY_ROW || EXTRA)) { chunkE = exponent_of(load_largest(state)); }
-  if (!BY_ROW) { e = chunkE; }
   if (!inside) { return; }
   let at = row * STRIDE + part;
   store4_packed(at, vec4u(
@@ -129,11 +138,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   if (part > 0u) { return; }
   // A row of zeros weighs nothing, whatever its exponent would be.
   if (BY_ROW) { store_exponents(row, select(f32(e), -1e9, most == 0u)); }
-  var more = 1.0;
-  if (EXTRA) {
-    more = 0.0;
-    if (alive) { more = scaled(scaled(load_extra((b * P.time + t) * P.heads + head), e), chunkE); }
-  }
+  if (EXTRA) { more = scaled(more, e); }
   for (var k = u32(LOADED); k < STRIDE; k++) {
     store4_packed(row * STRIDE + k, vec4u(select(0u, two_halves(more, 0.0), k == SUM_AT), 0u, 0u, 0u));
   }

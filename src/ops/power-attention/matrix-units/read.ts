@@ -89,11 +89,10 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
     ${part.keep}
     ${features.make}
     workgroupBarrier();
-    s0 += 64u * OCTETS;
-    if (64u * group + 64u < P.features) {
-      ${part.fetch}
-      ${features.fetch}
-    }
+    // The last once more, rather than a branch: lanes would wait at its end for what was fetched.
+    s0 += select(0u, 64u * OCTETS, 64u * group + 64u < P.features);
+    ${part.fetch}
+    ${features.fetch}
     for (var step = 0u; step < 64u; step += MATRIX_K) {
       ${multiplyAdd(
         own,
