@@ -63,10 +63,8 @@ const body = (tiles: SoftmaxTiles, xOctets: number, yOctets: number) => {
   const valueTile = ahead("values", yOctets, (n) => `load4_v((keyRow0 + key0) * Y_OCTETS + ${n})`);
   const fetch = `${keyTile.fetch}
     ${valueTile.fetch}
-    if (lane < OTHERS / 4u) {
-      keyExponent = bitcast<vec4f>(load4_kExponents((keyRow0 + key0) / 4u + lane));
-      valueExponent = bitcast<vec4f>(load4_vExponents((keyRow0 + key0) / 4u + lane));
-    }`;
+    keyExponent = bitcast<vec4f>(load4_kExponents((keyRow0 + key0) / 4u + lane % (OTHERS / 4u)));
+    valueExponent = bitcast<vec4f>(load4_vExponents((keyRow0 + key0) / 4u + lane % (OTHERS / 4u)));`;
   return `${matrices(tiles)}
 ${SOFTMAX_TEXT}
 const NOTHING = -1e30;
@@ -135,7 +133,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   ${keyTile.declare}
   ${valueTile.declare}
   ${fetch}
-  loop {
+  for (var now = 0u; now < end; now += OTHERS) {
     workgroupBarrier();
     ${keyTile.keep}
     ${valueTile.keep}
@@ -145,11 +143,9 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
     }
     if (lane == 0u) { atomicStore(&rises, 0u); }
     workgroupBarrier();
-    let now = key0;
-    key0 += OTHERS;
-    if (key0 < end) {
-      ${fetch}
-    }
+    // The last once more, rather than a branch: lanes would wait at its end for what was fetched.
+    key0 = min(now + OTHERS, CHUNK_ROWS - OTHERS);
+    ${fetch}
     ${scoreAll("q", "keys", "X_STRIDE", "scores", keyMatrices, own, steps, tiles, { perElement: 4, from: "ownScore" })}
     workgroupBarrier();
     let place = first + row - now;
@@ -192,7 +188,6 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
     for (var step = 0u; step < OTHERS; step += MATRIX_K) {
       ${spread("sum", "weights", "values", "Y_STRIDE", own, columns, tiles, OWN_OCTET)}
     }
-    if (key0 >= end) { break; }
   }
   if (PARTS > 1u) {
     partial[lane] = total;

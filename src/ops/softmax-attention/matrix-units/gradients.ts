@@ -18,9 +18,9 @@ import {
 } from "./text.js";
 import type { SoftmaxTiles } from "./tiles.js";
 
-/** The four numbers of a table that belong to four rows of a tile, by a lane of the first OTHERS / 4. */
+/** Four numbers of a table, of four rows of a tile. Lanes beyond OTHERS / 4 keep none; a branch for that would wait for the others'. */
 const four = (table: string, quantity: string, rows: string, row: string) =>
-  `bitcast<vec4f>(load4_${table}((${quantity} * P.${rows} + ${row}) / 4u + lane))`;
+  `bitcast<vec4f>(load4_${table}((${quantity} * P.${rows} + ${row}) / 4u + lane % (OTHERS / 4u)))`;
 
 /** The first octet of a subgroup's columns. */
 const [OWN_X, OWN_Y] = ["X", "Y"].map((name) => `across * (${name}_OCTETS / ACROSS)`);
@@ -40,10 +40,8 @@ const queriesBody = (tiles: SoftmaxTiles, xOctets: number, yOctets: number) => {
   const valueTile = ahead("values", yOctets, (n) => `load4_v((keyRow0 + key0) * Y_OCTETS + ${n})`);
   const fetch = `${keyTile.fetch}
     ${valueTile.fetch}
-    if (lane < OTHERS / 4u) {
-      keyPower = ${four("keyTable", "KEY_POWER", "keyRows", "keyRow0 + key0")};
-      valuePower = ${four("keyTable", "KEY_VALUE_POWER", "keyRows", "keyRow0 + key0")};
-    }`;
+    keyPower = ${four("keyTable", "KEY_POWER", "keyRows", "keyRow0 + key0")};
+    valuePower = ${four("keyTable", "KEY_VALUE_POWER", "keyRows", "keyRow0 + key0")};`;
   return `${matrices(tiles)}
 ${SOFTMAX_TEXT}${numberOf("queryTable", "queryRows")}
 var<workgroup> keys: array<vec4u, OTHERS * X_STRIDE>;
@@ -78,7 +76,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   ${keyTile.declare}
   ${valueTile.declare}
   ${fetch}
-  loop {
+  for (var now = 0u; now < end; now += OTHERS) {
     workgroupBarrier();
     ${keyTile.keep}
     ${valueTile.keep}
@@ -87,11 +85,9 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
       valuePowers[lane] = valuePower;
     }
     workgroupBarrier();
-    let now = key0;
-    key0 += OTHERS;
-    if (key0 < end) {
-      ${fetch}
-    }
+    // The last once more, rather than a branch: lanes would wait at its end for what was fetched.
+    key0 = min(now + OTHERS, CHUNK_ROWS - OTHERS);
+    ${fetch}
     ${scoreAll("q", "keys", "X_STRIDE", "scores", keyMatrices, own, xSteps, tiles, { perElement: 4, from: "ownScore" })}
     ${scoreAll("dy", "values", "Y_STRIDE", "changes", keyMatrices, own, ySteps, tiles, { perElement: 4, from: "ownScore" })}
     workgroupBarrier();
@@ -114,7 +110,6 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
     for (var step = 0u; step < OTHERS; step += MATRIX_K) {
       ${spread("dq", "weights", "keys", "X_STRIDE", own, columns, tiles, OWN_X)}
     }
-    if (key0 >= end) { break; }
   }
   ${storeRows("dq", "dQ", "8u * X_OCTETS", own, columns, tiles, OWN_X)}
 }`;
@@ -132,11 +127,9 @@ const keysBody = (tiles: SoftmaxTiles, xOctets: number, yOctets: number) => {
   const gradientTile = ahead("gradients", yOctets, (n) => `load4_dy((queryRow0 + query0) * Y_OCTETS + ${n})`);
   const fetch = `${queryTile.fetch}
     ${gradientTile.fetch}
-    if (lane < OTHERS / 4u) {
-      power = ${four("queryTable", "QUERY_POWER", "queryRows", "queryRow0 + query0")};
-      delta = ${four("queryTable", "QUERY_DELTA", "queryRows", "queryRow0 + query0")};
-      queryLevel = ${four("queryTable", "QUERY_LEVEL", "queryRows", "queryRow0 + query0")};
-    }`;
+    power = ${four("queryTable", "QUERY_POWER", "queryRows", "queryRow0 + query0")};
+    delta = ${four("queryTable", "QUERY_DELTA", "queryRows", "queryRow0 + query0")};
+    queryLevel = ${four("queryTable", "QUERY_LEVEL", "queryRows", "queryRow0 + query0")};`;
   return `${matrices(tiles)}
 ${SOFTMAX_TEXT}${numberOf("keyTable", "keyRows")}
 var<workgroup> queries: array<vec4u, OTHERS * X_STRIDE>;
@@ -176,7 +169,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
     let queryRow0 = (line * P.members + member) * CHUNK_ROWS;
     var query0 = first / OTHERS * OTHERS;
     ${fetch}
-    loop {
+    for (var now = first / OTHERS * OTHERS; now < CHUNK_ROWS; now += OTHERS) {
       workgroupBarrier();
       ${queryTile.keep}
       ${gradientTile.keep}
@@ -186,11 +179,8 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
         queryLevels[lane] = queryLevel;
       }
       workgroupBarrier();
-      let now = query0;
-      query0 += OTHERS;
-      if (query0 < CHUNK_ROWS) {
-        ${fetch}
-      }
+      query0 = min(now + OTHERS, CHUNK_ROWS - OTHERS);
+      ${fetch}
       ${scoreAll("k", "queries", "X_STRIDE", "scores", queryMatrices, own, xSteps, tiles, { perElement: 4, from: "ownScore" })}
       ${scoreAll("v", "gradients", "Y_STRIDE", "changes", queryMatrices, own, ySteps, tiles, { perElement: 4, from: "ownScore" })}
       workgroupBarrier();
@@ -215,7 +205,6 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
         { ${spread("dv", "weights", "gradients", "Y_STRIDE", own, yColumns, tiles, OWN_Y)} }
         { ${spread("dk", "pulls", "queries", "X_STRIDE", own, xColumns, tiles, OWN_X)} }
       }
-      if (query0 >= CHUNK_ROWS) { break; }
     }
   }
   ${storeRows("dk", "dK", "8u * X_OCTETS", own, xColumns, tiles, OWN_X)}
