@@ -7,7 +7,7 @@ import { accumulate } from "./accumulate.js";
 import { featureGradient } from "./feature-gradient.js";
 import { type FeatureOrder, featureOrder, OCTET } from "./features.js";
 import { finish, type Output } from "./finish.js";
-import { joinGradient } from "./join.js";
+import { type FarSums, joinGradient } from "./join.js";
 import { type Levels, laterLevels, levels } from "./levels.js";
 import { type Packed, packGradients, packRows, packValues, valueOctets } from "./pack.js";
 import { pairs } from "./pairs.js";
@@ -15,6 +15,7 @@ import { pairsGradients } from "./pairs-gradients.js";
 import { read } from "./read.js";
 import { type ChunkStates, scanStates } from "./scan.js";
 import { squareGradient } from "./square-gradient.js";
+import { squareSums } from "./square-sums.js";
 import { type PowerTiles, powerTiles } from "./tiles.js";
 
 /** Half inputs of a call, or of a part of one, and its gates as gateSums gives them. */
@@ -127,9 +128,12 @@ export function throughFeatures(
   states: ChunkStates,
   valueLargest: Tensor,
   from: number,
-): { far: Tensor; farSums?: Tensor } {
+): { far: Tensor; sums?: FarSums } {
   const { sumAt } = valueOctets(plan.valueDim, tiles);
-  if (plan.degree === 2) return squareGradient(plan, tiles, x, y, states.s, sumAt, from);
+  if (plan.degree === 2) {
+    const far = squareGradient(plan, tiles, x, y, states.s, sumAt, from);
+    return { far, sums: { far: squareSums(plan, tiles, x, states.s, sumAt, from), column: OCTET * sumAt } };
+  }
   const [, octets] = orderOf(plan, tiles, x.values);
   return { far: featureGradient(plan, tiles, side, x, y, states, octets, sumAt, valueLargest, from) };
 }

@@ -34,7 +34,9 @@ const kernel = (dtype: DType, constants: Record<string, number | boolean>): Kern
     far: { dtype: "f32", access: "read" },
     farSums: { dtype: "f32", access: "read" },
     keyTokens: { dtype: "f32", access: "read" },
-    later: { dtype: "f32", access: "read" },
+    ...(constants.KIND === QUERIES
+      ? { dy: { dtype: "f16", access: "read" } }
+      : { later: { dtype: "f32", access: "read" } }),
     exponents: { dtype: "f32", access: "read" },
     gradients: { dtype: "f32", access: "read" },
     valueLargest: { dtype: "f32", access: "read" },
@@ -53,6 +55,7 @@ const kernel = (dtype: DType, constants: Record<string, number | boolean>): Kern
     nearWidth: "u32",
     farWidth: "u32",
     xWidth: "u32",
+    dyWidth: "u32",
     firstChunk: "u32",
     rows: "u32",
     scaleLog: "f32",
@@ -80,7 +83,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   let valueE = f32(exponent_of(load_valueLargest((b * P.chunks + chunk) * P.heads + head)));
   let own = DEGREE_LESS_1 * load_exponents(at);
   var later = 0.0;
-  if (NEAR && KIND != QUERIES) { later = load_later(at); }
+  ${constants.KIND === QUERIES ? "" : "if (NEAR) { later = load_later(at); }"}
   var near = P.scaleLog;
   var far = 0.0;
   if (KIND == QUERIES) {
@@ -100,6 +103,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   if (reads) {
     farFactor = exp2(far + log_of(load_factors(${FACTORS}u * line + 5u)));
     sumFactor = exp2(far + select(-valueE, valueE, KIND == QUERIES) + log_of(load_factors(${FACTORS}u * line + 6u)));
+    ${constants.KIND === QUERIES ? "if (SUMS) { sumFactor *= load_dy(at * P.dyWidth + SUM_COLUMN); }" : ""}
   }
   var dot = 0.0;
   for (var i = 2u * (lane % 16u); i < P.width; i += 32u) {
@@ -132,11 +136,17 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
 }`,
 });
 
+/** What came through sums of weights, for gradients of sums of 1; those of queries' sums are in a column of packed dy. */
+export interface FarSums {
+  far: Tensor;
+  column: number;
+}
+
 export interface JoinInputs {
   /** From pairs, and from states: either or both. */
   near?: Tensor;
   far?: Tensor;
-  farSums?: Tensor;
+  sums?: FarSums;
   states: ChunkStates | undefined;
   firstChunk: number;
   keys: Levels;
@@ -159,7 +169,7 @@ export function joinGradient(
   dx: Tensor,
   products?: Tensor,
 ): void {
-  const { near, far, farSums, states, firstChunk, keys, later, x, dy, valueLargest } = inputs;
+  const { near, far, sums, states, firstChunk, keys, later, x, dy, valueLargest } = inputs;
   const { time, heads, chunkSize, chunks, degree, scale } = plan;
   const device = webgpuDevice(dx);
   const none = absent(dx);
@@ -173,7 +183,8 @@ export function joinGradient(
       DEGREE_LESS_1: degree - 1,
       NEAR: near !== undefined,
       STATES: far !== undefined,
-      SUMS: farSums !== undefined,
+      SUMS: sums !== undefined,
+      SUM_COLUMN: sums?.column ?? 0,
       CHUNK_ROWS: chunkRows(plan),
       ...{ GRADIENT_EXPONENT, WEIGHT_EXPONENT, FEATURE_EXPONENT },
     }),
@@ -181,9 +192,9 @@ export function joinGradient(
       tensors: {
         near: near ?? none,
         far: far ?? none,
-        farSums: farSums ?? none,
+        farSums: sums?.far ?? none,
         keyTokens: keys.tokens,
-        later: later ?? none,
+        ...(what === "q" ? { dy: dy?.values ?? empty([2], device, "f16") } : { later: later ?? none }),
         exponents: x.exponents,
         gradients: dy?.exponents ?? none,
         valueLargest,
@@ -197,6 +208,7 @@ export function joinGradient(
         nearWidth: near?.shape[1] ?? 0,
         farWidth: far?.shape[1] ?? 0,
         xWidth: x.values.shape[1],
+        dyWidth: dy?.values.shape[1] ?? 0,
         scaleLog: degree * Math.log2(Math.abs(scale)),
       },
       workgroups: device.spread(Math.ceil(rows / 16)),

@@ -30,9 +30,8 @@ interface Shape {
 /**
  * At degree 2 the gradient through features is a product of matrices too: dx_a = Σ_b Σ_e x_b y_e S[a, b, e], twice that
  * where a = b. For one b at a time, [tokens × e] made as x_b · y by [e × a], a gather of the state's features {a, b}.
- * `SUMS`: instead dx_a = ysum · Σ_b x_b z[a, b], with ysum and z the columns for sums.
  */
-const body = (tiles: PowerTiles, { down, tokens, width, inner, parts }: Shape, sums: boolean, blocks: number) => {
+const body = (tiles: PowerTiles, { down, tokens, width, inner, parts }: Shape, blocks: number) => {
   const { M, subgroupSize } = tiles;
   const own = (tokens * subgroupSize) / M;
   const columns = columnMatrices(width, tiles);
@@ -46,20 +45,14 @@ const body = (tiles: PowerTiles, { down, tokens, width, inner, parts }: Shape, s
   const perToken = (text: (k: number) => string) => each(tokens, text);
   const product = (k: number, octet: number) => `products[ownPlace + ${k * subgroupSize * stride + octet}u]`;
   // Lanes keep a and the octet; features {a, b} are apart by a constant for b up to a, and where b is larger by another.
-  const begin = sums
-    ? ""
-    : each(
-        gathers,
-        (k) => `let a_${k} = ${n(k)} / ${inner}u;
+  const begin = each(
+    gathers,
+    (k) => `let a_${k} = ${n(k)} / ${inner}u;
   let octet_${k} = ${n(k)} % ${inner}u;
   let below_${k} = (state * P.features + feature(a_${k}, 0u)) * Y_OCTETS + octet_${k};
   let above_${k} = (state * P.features + 8u * a_${k}) * Y_OCTETS + octet_${k};`,
-      );
-  const fetch = sums
-    ? each(gathers, (k) =>
-        within(k, `next_${k} = gather(state, ${n(k)} / ${inner}u, part * ${inner}u + ${n(k)} % ${inner}u);`),
-      )
-    : `let fromAbove = feature(b, 0u) * Y_OCTETS + part * ${inner}u;
+  );
+  const fetch = `let fromAbove = feature(b, 0u) * Y_OCTETS + part * ${inner}u;
       let fromBelow = 8u * b * Y_OCTETS + part * ${inner}u;
       ${each(gathers, (k) =>
         within(
@@ -70,7 +63,7 @@ const body = (tiles: PowerTiles, { down, tokens, width, inner, parts }: Shape, s
   const keep = each(gathers, (k) =>
     within(
       k,
-      `part_of_state[${n(k)} / ${inner}u * ${stride}u + ${n(k)} % ${inner}u] = ${sums ? `next_${k}` : `times(next_${k}, select(1.0h, 2.0h, a_${k} == b))`};`,
+      `part_of_state[${n(k)} / ${inner}u * ${stride}u + ${n(k)} % ${inner}u] = times(next_${k}, select(1.0h, 2.0h, a_${k} == b));`,
     ),
   );
   return `${matrices(tiles)}
@@ -83,21 +76,6 @@ var<workgroup> part_of_state: array<vec4u, WIDTH * ${stride}u>;
 ${HALVES}
 // Where feature {high, low} is: octets of high's block come together, one for each low up to its end.
 fn feature(high: u32, low: u32) -> u32 { return 32u * (high / 8u) * (high / 8u + 1u) + 8u * low + high % 8u; }
-${
-  sums
-    ? `fn gather(state: u32, a: u32, octet: u32) -> vec4u {
-  if (a >= BLOCKS * 8u || octet >= BLOCKS) { return vec4u(0); }
-  var two: array<vec2<f16>, 4>;
-  for (var k = 0u; k < 4u; k++) {
-    let c = 8u * octet + 2u * k;
-    let first = halves(load4_s((state * P.features + feature(max(a, c), min(a, c))) * Y_OCTETS + SUM_AT).x).x;
-    let second = halves(load4_s((state * P.features + feature(max(a, c + 1u), min(a, c + 1u))) * Y_OCTETS + SUM_AT).x).x;
-    two[k] = vec2<f16>(select(first, 2.0h * first, a == c), select(second, 2.0h * second, a == c + 1u));
-  }
-  return vec4u(bitcast<u32>(two[0]), bitcast<u32>(two[1]), bitcast<u32>(two[2]), bitcast<u32>(two[3]));
-}`
-    : ""
-}
 
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
@@ -118,10 +96,8 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   ${each(gathers, (k) => `var next_${k} = vec4u(0);`)}
   ${begin}
   for (var part = 0u; part < ${parts}u; part++) {
-    ${perToken((k) =>
-      sums
-        ? `let ysum_${k} = halves(load4_y(row_${k} * Y_OCTETS + SUM_AT).x).x;`
-        : `var x_${k} = vec4u(0);
+    ${perToken(
+      (k) => `var x_${k} = vec4u(0);
     ${each(inner, (octet) => `let y_${k}_${octet} = load4_y(row_${k} * Y_OCTETS + part * ${inner}u + ${octet}u);`)}`,
     )}
     var b = 0u;
@@ -129,29 +105,19 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
       ${fetch}
     }
     loop {
-      ${
-        sums
-          ? ""
-          : `// Elements of x come eight at a time.
-      if (b % 8u == 0u) { ${perToken((k) => `x_${k} = load4_x(row_${k} * X_OCTETS + b / 8u);`)} }`
-      }
+      // Elements of x come eight at a time.
+      if (b % 8u == 0u) { ${perToken((k) => `x_${k} = load4_x(row_${k} * X_OCTETS + b / 8u);`)} }
       workgroupBarrier();
-      ${perToken((k) =>
-        sums
-          ? each(
-              inner,
-              (octet) =>
-                `${product(k, octet)} = times(load4_x(row_${k} * X_OCTETS + part * ${inner}u + ${octet}u), ysum_${k});`,
-            )
-          : `{ let two = halves(x_${k}.x);
+      ${perToken(
+        (k) => `{ let two = halves(x_${k}.x);
       let factor = select(two.x, two.y, b % 2u == 1u);
       ${each(inner, (octet) => `${product(k, octet)} = times(y_${k}_${octet}, factor);`)} }`,
       )}
       ${keep}
       workgroupBarrier();
-      ${sums ? "" : `if (b % 2u == 1u) { ${perToken((k) => `x_${k} = x_${k}.yzwx;`)} }`}
+      if (b % 2u == 1u) { ${perToken((k) => `x_${k} = x_${k}.yzwx;`)} }
       b++;
-      let more = ${sums ? "false" : "b < HEAD_DIM"};
+      let more = b < HEAD_DIM;
       if (more) {
         ${fetch}
       }
@@ -174,10 +140,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
 }`;
 };
 
-/**
- * f32 [rows of x, 8 · octets], without powers of two: what `featureGradient` gives at degree 2, as matrix products. The part
- * from sums of weights comes by itself, since it has powers of two of its own.
- */
+/** f32 [rows of x, 8 · octets], without powers of two: what `featureGradient` gives at degree 2, but for the part from sums of weights. */
 export function squareGradient(
   plan: SequencePlan,
   tiles: PowerTiles,
@@ -186,7 +149,7 @@ export function squareGradient(
   s: Tensor,
   sumAt: number,
   firstChunk: number,
-): { far: Tensor; farSums: Tensor } {
+): Tensor {
   const { heads, batch, chunks, headDim } = plan;
   const device = webgpuDevice(x.values);
   const rows = x.values.shape[0];
@@ -196,39 +159,33 @@ export function squareGradient(
   const down = squareDown(tiles.square.down, x.octets);
   const blocks = Math.ceil(headDim / OCTET);
   const own = down * tokens * tiles.subgroupSize;
-  const [far, farSums] = [false, true].map((sums) => {
-    const all = sums ? x.octets : sumAt;
-    const inner = octetsAtOnce(all, tiles, tiles.square.octets);
-    const source: KernelSource = {
-      name: `square-gradient${sums ? "-sums" : ""}`,
-      constants: {
-        ...powerConstants(tiles),
-        X_OCTETS: x.octets,
-        Y_OCTETS: y.octets,
-        SUM_AT: sumAt,
-        BLOCKS: blocks,
-        HEAD_DIM: headDim,
-        CHUNK_ROWS: chunkRows(plan),
-        TILE_DOWN: down,
-        TILE_TOKENS: tokens,
-        AT_ONCE: inner,
-      },
-      tensors: {
-        x: { dtype: "f16", access: "read", vectors: true },
-        y: { dtype: "f16", access: "read", vectors: true },
-        s: { dtype: "f16", access: "read", vectors: true },
-        result: { dtype: "f32", access: "write" },
-      },
-      parameters: { lines: "u32", chunks: "u32", members: "u32", features: "u32", firstChunk: "u32" },
-      body: body(tiles, { down, tokens, width, inner, parts: all / inner }, sums, blocks),
-    };
-    const result = empty([rows, width], device, "f32");
-    device.dispatch(source, {
-      tensors: { x: x.values, y: y.values, s, result },
-      parameters: { lines, chunks, members: lines / (batch * heads * chunks), features: s.shape[3], firstChunk },
-      workgroups: [Math.ceil(chunkRows(plan) / own), ...device.spread(lines)],
-    });
-    return result;
+  const inner = octetsAtOnce(sumAt, tiles, tiles.square.octets);
+  const source: KernelSource = {
+    name: "square-gradient",
+    constants: {
+      ...powerConstants(tiles),
+      X_OCTETS: x.octets,
+      Y_OCTETS: y.octets,
+      HEAD_DIM: headDim,
+      CHUNK_ROWS: chunkRows(plan),
+      TILE_DOWN: down,
+      TILE_TOKENS: tokens,
+      AT_ONCE: inner,
+    },
+    tensors: {
+      x: { dtype: "f16", access: "read", vectors: true },
+      y: { dtype: "f16", access: "read", vectors: true },
+      s: { dtype: "f16", access: "read", vectors: true },
+      result: { dtype: "f32", access: "write" },
+    },
+    parameters: { lines: "u32", chunks: "u32", members: "u32", features: "u32", firstChunk: "u32" },
+    body: body(tiles, { down, tokens, width, inner, parts: sumAt / inner }, blocks),
+  };
+  const result = empty([rows, width], device, "f32");
+  device.dispatch(source, {
+    tensors: { x: x.values, y: y.values, s, result },
+    parameters: { lines, chunks, members: lines / (batch * heads * chunks), features: s.shape[3], firstChunk },
+    workgroups: [Math.ceil(chunkRows(plan) / own), ...device.spread(lines)],
   });
-  return { far, farSums };
+  return result;
 }
