@@ -40,7 +40,7 @@ const LIMITS = { maxComputeInvocationsPerWorkgroup: 1024, maxComputeWorkgroupSiz
 
 /** What the workgroup variables of a shader take, its constants put in. */
 function workgroupBytes(code: string): number {
-  const widths: Record<string, number> = { vec4u: 16, vec4f: 16, f32: 4 };
+  const widths: Record<string, number> = { vec4u: 16, vec4f: 16, f32: 4, f16: 2 };
   const constants: Record<string, string> = Object.fromEntries(
     [...code.matchAll(/^const (\w+)[^=\n]*= ([^;\n]+);/gm)].map(([, name, value]) => [name, value]),
   );
@@ -137,7 +137,7 @@ describeOnGpu("tiles on webgpu", () => {
       pairs: { rows: 24, keys: 8, down: 3 },
       pairsQueries: { rows: 8, keys: 8, down: 1 },
       pairsKeys: { rows: 48, queries: 16, down: 2 },
-      square: { down: 3 },
+      square: { down: 3, tokens: 1, octets: 2 },
       softmax: { rows: 16, keys: 16, down: 1, across: 2 },
       softmaxQueries: { rows: 16, keys: 32, down: 2, across: 2 },
       softmaxKeys: { rows: 32, queries: 32, down: 2, across: 2 },
