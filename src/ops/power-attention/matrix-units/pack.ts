@@ -12,8 +12,11 @@ import { EXPONENTS, HALVES } from "./text.js";
 /** Rows of a chunk are padded with zeros to a multiple of this. */
 const ROW_MULTIPLE = 32;
 
+/** Of a plan what decides where rows go. */
+export type PackPlan = Pick<SequencePlan, "batch" | "time" | "heads" | "chunkSize" | "chunks">;
+
 /** Rows that a chunk takes in packed tensors. */
-export function chunkRows({ chunkSize }: SequencePlan): number {
+export function chunkRows({ chunkSize }: Pick<SequencePlan, "chunkSize">): number {
   return Math.ceil(chunkSize / ROW_MULTIPLE) * ROW_MULTIPLE;
 }
 
@@ -31,6 +34,7 @@ export interface Packed {
 
 const PARAMETERS = {
   rows: "u32",
+  chunkRows: "u32",
   time: "u32",
   chunkSize: "u32",
   chunks: "u32",
@@ -92,8 +96,8 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   let part = lane % LOADED;
   let row = (id.x + id.y * groups.x) * ROWS + lane / LOADED;
   let inside = lane / LOADED < ROWS && row < P.rows;
-  let inChunk = row % CHUNK_ROWS;
-  let line = row / CHUNK_ROWS; // counts b, head, chunk
+  let inChunk = row % P.chunkRows;
+  let line = row / P.chunkRows; // counts b, head, chunk
   let chunk = line % P.chunks;
   let head = (line / P.chunks) % P.heads;
   let b = line / (P.chunks * P.heads);
@@ -190,7 +194,7 @@ interface Mean {
   rowSum: Tensor;
 }
 
-function pack(plan: SequencePlan, x: Tensor, { octets, byRow, largest, extra, mean }: Packing): Packed {
+function pack(plan: PackPlan, x: Tensor, { octets, byRow, largest, extra, mean }: Packing): Packed {
   const { batch, time, heads: keyHeads, chunkSize, chunks } = plan;
   const [, , heads, width] = x.shape;
   const device = webgpuDevice(x);
@@ -207,7 +211,6 @@ function pack(plan: SequencePlan, x: Tensor, { octets, byRow, largest, extra, me
       LOADED: octets.sumAt,
       STRIDE: octets.stride,
       SUM_AT: octets.sumAt,
-      CHUNK_ROWS: chunkRows(plan),
       BY_ROW: byRow,
       EXTRA: extra !== undefined || mean !== undefined,
       MEAN: mean !== undefined,
@@ -221,7 +224,10 @@ function pack(plan: SequencePlan, x: Tensor, { octets, byRow, largest, extra, me
         packed: packed.values,
         exponents: packed.exponents,
       },
-      parameters: { rows, time, chunkSize, chunks, heads, group: heads / keyHeads, width, xB, xT, xH },
+      parameters: {
+        ...{ rows, chunkRows: chunkRows(plan), time, chunkSize, chunks, heads, group: heads / keyHeads, width },
+        ...{ xB, xT, xH },
+      },
       workgroups: device.spread(Math.ceil(rows / Math.floor(256 / octets.sumAt))),
     },
   );
@@ -229,7 +235,7 @@ function pack(plan: SequencePlan, x: Tensor, { octets, byRow, largest, extra, me
 }
 
 /** Queries or keys, each row by itself, as many elements as a multiple of `stepMultiple`. */
-export function packRows(plan: SequencePlan, x: Tensor, stepMultiple: number): Packed {
+export function packRows(plan: PackPlan, x: Tensor, stepMultiple: number): Packed {
   const stride = (Math.ceil(x.shape[3] / stepMultiple) * stepMultiple) / OCTET;
   return pack(plan, x, { octets: { stride, sumAt: stride }, byRow: true });
 }
