@@ -102,9 +102,9 @@ describeOnGpu("matrix units of 16×16×16 and subgroups of 32, played by smaller
     const device = (await getDevice("webgpu", { device: gpu })) as WebGpuDevice;
     // The table's, where a workgroup has 48 KiB.
     const tiles: TunedTiles = {
-      softmax: { rows: 128, keys: 32, down: 4, across: 1 },
-      softmaxQueries: { rows: 64, keys: 32, down: 2, across: 2 },
-      softmaxKeys: { rows: 64, queries: 32, down: 2, across: 2 },
+      softmax: { rows: 128, keys: 16, down: 4, across: 1 },
+      softmaxQueries: { rows: 64, keys: 16, down: 2, across: 2 },
+      softmaxKeys: { rows: 64, queries: 16, down: 2, across: 2 },
     };
     Object.assign(device.tuned, tiles);
     for (const [kernel, tile] of Object.entries(tiles)) {
