@@ -130,7 +130,8 @@ const KERNELS: Record<string, Rules> = {
   accumulate: {
     numbers: ["groups", "steps", "down", "across"],
     subgroups: ({ down, across }) => down * across,
-    bytes: ({ groups, steps }, _, { y }) => steps * (line(8 * groups) + line(y)),
+    bytes: ({ groups, steps, down, across }, { M }, { y }) =>
+      Math.max(steps * line(8 * groups), 16 * down * across * M * ((2 * y) / across + 1)) + steps * line(y),
     rules: (tile, units, sizes) => [
       [
         (64 * tile.groups) % (tile.down * units.M) === 0,

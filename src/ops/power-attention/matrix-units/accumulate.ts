@@ -7,7 +7,6 @@ import {
   matrices,
   multiplyAdd,
   rowStride,
-  storeSums,
   tileAhead,
 } from "../../../devices/webgpu/matrix-text.js";
 import { empty, type Tensor } from "../../../tensor/tensor.js";
@@ -15,7 +14,7 @@ import type { SequencePlan } from "../contract.js";
 import { GROUP } from "./features.js";
 import type { Levels } from "./levels.js";
 import { chunkRows, type Packed } from "./pack.js";
-import { MAKE_FEATURES, type PowerTiles, powerConstants } from "./tiles.js";
+import { FEATURE_EXPONENT, MAKE_FEATURES, type PowerTiles, powerConstants } from "./tiles.js";
 
 /**
  * Σ_t weight_t · φ(x_t) y_tᵀ over the tokens of a chunk: [features × tokens] by [tokens × columns]. Features are made in
@@ -64,7 +63,10 @@ const LANES = DOWN * ACROSS * SUBGROUP;
 const PHI_STRIDE = GROUPS * 8 + 1;
 const OWN_ROWS = GROUPS * 64 / DOWN;
 const OWN_COLUMNS = COLUMNS / ACROSS;
-var<workgroup> phi: array<vec4u, STEPS * PHI_STRIDE>;
+const OWN_OCTETS = OWN_COLUMNS / 8;
+// Results pass through the memory of features on their way to f16: rows of a matrix, f32, for each subgroup.
+const STRIP_STRIDE = OWN_COLUMNS / 4 + 1;
+var<workgroup> phi: array<vec4u, max(STEPS * PHI_STRIDE, DOWN * ACROSS * MATRIX_M * STRIP_STRIDE)>;
 var<workgroup> values: array<vec4u, STEPS * Y_STRIDE>;
 ${MAKE_FEATURES}
 
@@ -118,19 +120,33 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
     }
   }
   let feature = id.x * GROUPS * 64u + ownRow;
-  ${storeSums(
+  let strip = lane / SUBGROUP * (MATRIX_M * STRIP_STRIDE);
+  ${each(
     own,
-    matricesAcross,
-    "s",
-    "COLUMNS",
-    (i) => `P.s_at + (state * P.features + feature + ${i * tiles.M}u) * COLUMNS + ownColumn`,
+    (i) => `workgroupBarrier();
+  ${matricesAcross
+    .map(({ octet }, j) => `subgroupMatrixStore<row_major>(&phi, strip + ${2 * octet}u, sum_${i}_${j}, STRIP_STRIDE);`)
+    .join("\n  ")}
+  workgroupBarrier();
+  for (var n = lane % SUBGROUP; n < MATRIX_M * OWN_OCTETS; n += SUBGROUP) {
+    let place = strip + n / OWN_OCTETS * STRIP_STRIDE + 2u * (n % OWN_OCTETS);
+    let a = exp2(-SUM_EXPONENT) * bitcast<vec4f>(phi[place]);
+    let b = exp2(-SUM_EXPONENT) * bitcast<vec4f>(phi[place + 1u]);
+    let row = state * P.features + feature + ${i * tiles.M}u + n / OWN_OCTETS;
+    store4_s((row * COLUMNS + ownColumn) / 8u + n % OWN_OCTETS,
+      vec4u(two_halves(a.x, a.y), two_halves(a.z, a.w), two_halves(b.x, b.y), two_halves(b.z, b.w)));
+  }`,
   )}
 }`;
 };
 
+/** The power of two that sums are divided by: neither features (2^FEATURE_EXPONENT) nor weights nor y are more, so f16 holds them. */
+export const sumExponent = ({ chunkSize }: SequencePlan, members: number) =>
+  Math.max(0, Math.ceil(Math.log2(chunkSize * members)) + FEATURE_EXPONENT - 15);
+
 /**
- * Sums of the features of x, keys or queries, with packed y beside them: f32 [B, H, N, features, columns], without the
- * powers of two that `levels` and y's exponents hold, and unweighted by multiplicity.
+ * Sums of the features of x, keys or queries, with packed y beside them: f16 [B, H, N, features, columns], divided by
+ * 2^sumExponent, without the powers of two that `levels` and y's exponents hold, and unweighted by multiplicity.
  */
 export function accumulate(
   plan: SequencePlan,
@@ -146,6 +162,7 @@ export function accumulate(
   const columns = y.octets * 8;
   const features = octets.size * 8;
   const states = batch * heads * chunks;
+  const members = x.values.shape[0] / (states * chunkRows(plan));
   const source: KernelSource = {
     name: "accumulate-on-matrix-units",
     constants: {
@@ -160,21 +177,22 @@ export function accumulate(
       GROUPS: groups,
       DOWN: down,
       ACROSS: across,
+      SUM_EXPONENT: sumExponent(plan, members),
     },
     tensors: {
       x: { dtype: "f16", access: "read", vectors: true },
       y: { dtype: "f16", access: "read", vectors: true },
       tokens: { dtype: "f32", access: "read" },
       octets: { dtype: "i32", access: "read" },
-      s: { dtype: "f32", access: "write" },
+      s: { dtype: "f16", access: "write", vectors: true },
     },
     parameters: { states: "u32", chunks: "u32", members: "u32", features: "u32" },
     body: body(tiles, columns, degree),
   };
-  const s = empty([batch, heads, chunks, features, columns], device, "f32");
+  const s = empty([batch, heads, chunks, features, columns], device, "f16");
   device.dispatch(source, {
     tensors: { x: x.values, y: y.values, tokens, octets, s },
-    parameters: { states, chunks, members: x.values.shape[0] / (states * chunkRows(plan)), features },
+    parameters: { states, chunks, members, features },
     workgroups: [features / (groups * GROUP), ...device.spread(states)],
   });
   return s;
