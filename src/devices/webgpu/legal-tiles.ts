@@ -65,16 +65,23 @@ const acrossColumns = ({ across }: Tile, { y }: TileSizes): Rule => [
   `across must divide the ${y} octets of values, got ${across}`,
 ];
 
-/** Pairs of tokens: `memory` f32 tiles of scores and as many of weights, rows × others, and `levels` numbers beside each other. */
-function ofPairs(others: string, scores: number, weights: number, levels: number): Rules {
+/**
+ * Pairs of tokens: f32 tiles of `scores` and f16 ones of `weights`, rows × others, `levels` numbers of each of the others and
+ * `lifts` of each row.
+ */
+function ofPairs(others: string, scores: number, weights: number, levels: number, lifts: number): Rules {
   return {
     numbers: ["rows", others, "down"],
     subgroups: ({ down }) => down,
     bytes: ({ rows, [others]: count }, _, { x, y }) =>
-      count * (line(x) + line(y) + 4 * levels) + rows * (scores * 4 * (count + 1) + weights * line(count / 8)),
+      count * (line(x) + line(y) + 4 * levels) +
+      rows * (scores * 4 * (count + 1) + weights * line(count / 8) + 4 * lifts) +
+      8,
     rules: (tile, units) => [
       divides(tile, "rows", tile.down * units.M),
       ...stepsThroughChunk(tile, others, units),
+      // A matrix of sums passes through a tile of scores.
+      [tile[others] >= units.wide, `${others} must be at least ${units.wide}, got ${tile[others]}`],
       [
         tile[others] <= tile.down * units.subgroupSize,
         `${others} must be at most the ${tile.down * units.subgroupSize} invocations, got ${tile[others]}`,
@@ -103,9 +110,9 @@ const KERNELS: Record<string, Rules> = {
     bytes: ({ tokens }, _, { y }) => tokens * line(8) + 64 * line(y),
     rules: (tile, units, sizes) => [divides(tile, "tokens", tile.down * units.M), acrossColumns(tile, sizes)],
   },
-  pairs: ofPairs("keys", 1, 1, 1),
-  pairsQueries: ofPairs("keys", 2, 1, 1),
-  pairsKeys: ofPairs("queries", 2, 2, 2),
+  pairs: ofPairs("keys", 1, 1, 1, 1),
+  pairsQueries: ofPairs("keys", 2, 1, 1, 1),
+  pairsKeys: ofPairs("queries", 2, 2, 2, 2),
   gradient: {
     numbers: ["down"],
     subgroups: ({ down }) => down,
