@@ -14,6 +14,8 @@ export interface TileSizes {
   x: number;
   y: number;
   sumAt: number;
+  /** Octets of a packed row that features of degrees 3 and 4 are made from in workgroup memory; none at others. */
+  kept?: number;
 }
 
 export type TileLimits = Pick<
@@ -48,6 +50,11 @@ export function octetsAtOnce(octets: number, { K }: Matrices): number {
 export const squareDown = (down: number, octets: number) => Math.min(down, octets <= 8 ? 8 : octets <= 16 ? 4 : 2);
 
 const line = (octets: number) => 16 * rowStride(octets);
+
+/** Halves from one kept row to the next: an odd number of words, so that 32 rows start in different banks. */
+export const elementStride = (octets: number) => 8 * octets + 2;
+
+const keptRow = (octets = 0) => (octets > 0 ? 2 * elementStride(octets) : 0);
 
 const divides = (tile: Tile, name: string, multiple: number): Rule => [
   tile[name] % multiple === 0,
@@ -94,7 +101,7 @@ const KERNELS: Record<string, Rules> = {
   accumulate: {
     numbers: ["groups", "steps", "down", "across"],
     subgroups: ({ down, across }) => down * across,
-    bytes: ({ groups, steps }, _, { y }) => steps * (line(8 * groups) + line(y)),
+    bytes: ({ groups, steps }, _, { y, kept }) => steps * (line(8 * groups) + line(y) + keptRow(kept)),
     rules: (tile, units, sizes) => [
       [
         (64 * tile.groups) % (tile.down * units.M) === 0,
@@ -107,7 +114,7 @@ const KERNELS: Record<string, Rules> = {
   read: {
     numbers: ["tokens", "down", "across"],
     subgroups: ({ down, across }) => down * across,
-    bytes: ({ tokens }, _, { y }) => tokens * line(8) + 64 * line(y),
+    bytes: ({ tokens }, _, { y, kept }) => tokens * (line(8) + keptRow(kept)) + 64 * line(y),
     rules: (tile, units, sizes) => [divides(tile, "tokens", tile.down * units.M), acrossColumns(tile, sizes)],
   },
   pairs: ofPairs("keys", 1, 1, 1, 1),

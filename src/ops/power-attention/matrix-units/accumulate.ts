@@ -13,15 +13,17 @@ import {
 import { empty, type Tensor } from "../../../tensor/tensor.js";
 import type { SequencePlan } from "../contract.js";
 import { GROUP } from "./features.js";
+import { elementsAhead, groupWords, higherFeatures, makeHigher } from "./higher-features.js";
 import type { Levels } from "./levels.js";
 import { chunkRows, type Packed } from "./pack.js";
+import { HALVES } from "./text.js";
 import { MAKE_FEATURES, type PowerTiles, powerConstants } from "./tiles.js";
 
 /**
  * Σ_t weight_t · φ(x_t) y_tᵀ over the tokens of a chunk: [features × tokens] by [tokens × columns]. Features are made in
  * workgroup memory, token by token, and read from there transposed.
  */
-const body = (tiles: PowerTiles, columns: number, degree: number) => {
+const body = (tiles: PowerTiles, columns: number, degree: number, xOctets: number) => {
   const { groups, steps, down, across } = tiles.accumulate;
   const lanes = down * across * tiles.subgroupSize;
   // At degree 2 a lane makes features of the same two blocks all along, and fetches its next tokens' while it multiplies.
@@ -52,7 +54,8 @@ const body = (tiles: PowerTiles, columns: number, degree: number) => {
         let weight = f16(exp2(FEATURE_EXPONENT) * load_tokens(4u * row + 3u));
         make_group(row, weight, id.x * GROUPS + group, token * PHI_STRIDE + 8u * group);
       }`;
-  const fetch = `${ahead ? fetchFeatures : ""}
+  const higher = higherText(degree, xOctets, steps * groups, steps, lanes);
+  const fetch = `${ahead ? fetchFeatures : ""}${higher?.fetch ?? ""}
     ${values.fetch}`;
   const own = (groups * GROUP) / (down * tiles.M);
   const matricesAcross = columnMatrices(columns / across, tiles);
@@ -63,7 +66,7 @@ const OWN_ROWS = GROUPS * 64 / DOWN;
 const OWN_COLUMNS = COLUMNS / ACROSS;
 var<workgroup> phi: array<vec4u, STEPS * PHI_STRIDE>;
 var<workgroup> values: array<vec4u, STEPS * Y_STRIDE>;
-${MAKE_FEATURES}
+${higher?.functions ?? MAKE_FEATURES}
 
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
@@ -83,16 +86,17 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
           (k) => `let word_${k} = bitcast<u32>(load_octets(8u * (id.x * GROUPS + ${laneAt(k)} / STEPS)));
   var first_${k} = vec4u(0); var octet_${k} = vec4u(0); var weight_${k} = 0.0h;`,
         )
-      : ""
+      : (higher?.declare ?? "")
   }
   for (var member = 0u; member < P.members; member++) {
     let row0 = ((line * P.members + member) * P.chunks + chunk) * CHUNK_ROWS;
     var base = 0u;
     ${fetch}
+    ${higher?.keep ?? ""}
     while (base < CHUNK_ROWS) {
       workgroupBarrier();
       ${values.keep}
-      ${ahead ? makeAhead : make}
+      ${ahead ? makeAhead : (higher?.make ?? make)}
       workgroupBarrier();
       base += STEPS;
       if (base < CHUNK_ROWS) {
@@ -108,6 +112,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
             `subgroupMatrixLoad<Right${width}, row_major>(&values, step * Y_STRIDE + ownColumn / 8u + ${octet}u, Y_STRIDE)`,
         )}
       }
+      ${higher ? `if (base < CHUNK_ROWS) { ${higher.keep} }` : ""}
     }
   }
   let feature = id.x * GROUPS * 64u + ownRow;
@@ -120,6 +125,44 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   )}
 }`;
 };
+
+/**
+ * The same at degrees 3 and 4: rows of x come ahead too, and into workgroup memory while features of those before are multiplied.
+ * `size`: tokens and groups of a step; where lanes divide it, each keeps to its groups.
+ */
+function higherText(degree: number, octets: number, size: number, steps: number, lanes: number) {
+  if (degree < 3) return undefined;
+  const rows = elementsAhead({ lines: steps, octets, lanes }, (n) => `load4_x((row0 + base) * X_OCTETS + ${n})`);
+  const turns = Math.ceil(size / lanes);
+  const within = (k: number, text: string) =>
+    (k + 1) * lanes <= size ? text : `if (lane + ${k * lanes}u < ${size}u) { ${text} }`;
+  const token = (k: number) => `((lane + ${k * lanes}u) % STEPS)`;
+  const group = (k: number) => `min((lane + ${k * lanes}u) / STEPS, GROUPS - 1)`;
+  return {
+    functions: `${HALVES}${higherFeatures("STEPS", octets)}`,
+    declare: `${rows.declare}
+  ${each(
+    turns,
+    (k) => `${groupWords(`id.x * GROUPS + ${group(k)}`, `_${k}`)}
+  var octet_${k} = vec4u(0); var weight_${k} = 0.0h;`,
+  )}`,
+    fetch: `${rows.fetch}
+    ${each(
+      turns,
+      (k) => `{ let row = row0 + base + ${token(k)};
+      octet_${k} = load4_x(row * X_OCTETS + (word_0_${k} >> 24u));
+      weight_${k} = f16(exp2(FEATURE_EXPONENT) * load_tokens(4u * row + 3u)); }`,
+    )}`,
+    keep: rows.keep,
+    make: each(turns, (k) =>
+      within(
+        k,
+        `{ let at = ${token(k)} * PHI_STRIDE + 8u * ((lane + ${k * lanes}u) / STEPS);
+      ${makeHigher(token(k), `octet_${k}`, `weight_${k}`, "at", `_${k}`)} }`,
+      ),
+    ),
+  };
+}
 
 /**
  * Sums of the features of x, keys or queries, with packed y beside them: f32 [B, H, N, features, columns], without the
@@ -158,11 +201,11 @@ export function accumulate(
       x: { dtype: "f16", access: "read", vectors: true },
       y: { dtype: "f16", access: "read", vectors: true },
       tokens: { dtype: "f32", access: "read" },
-      octets: { dtype: "i32", access: "read" },
+      octets: { dtype: "i32", access: "read", vectors: degree > 2 },
       s: { dtype: "f32", access: "write" },
     },
     parameters: { states: "u32", chunks: "u32", members: "u32", features: "u32" },
-    body: body(tiles, columns, degree),
+    body: body(tiles, columns, degree, x.octets),
   };
   const s = empty([batch, heads, chunks, features, columns], device, "f32");
   device.dispatch(source, {
