@@ -3,10 +3,12 @@ import { findAdapter } from "../src/devices/webgpu/adapter.js";
 import { type Dispatch, WebGpuDevice } from "../src/devices/webgpu/device.js";
 import { explainCompilation, type KernelSource, kernelKey, shaderOf } from "../src/devices/webgpu/kernel.js";
 import type { MatrixUnits } from "../src/devices/webgpu/matrix-units.js";
+import { powerTiles } from "../src/ops/power-attention/matrix-units/tiles.js";
 import { powerFull } from "../src/power-attention.js";
 import { type Problem, place, randomInputs } from "./attention.js";
 import { describeOnGpu } from "./devices.js";
 import { limitedGpu } from "./limited-gpu.js";
+import { workgroupBytes } from "./workgroup-bytes.js";
 
 /** What an NVIDIA H200 reports. */
 const UNITS: MatrixUnits = { M: 16, N: 16, K: 16, subgroupSize: 32, narrow: { M: 16, N: 8, K: 16 } };
@@ -18,6 +20,15 @@ const LIMITS = {
 };
 
 let gpu: GPUDevice;
+
+test.each([1, 2, 3, 4])("heads of up to 128 elements have tiles at degree %i", (degree) => {
+  for (const headDim of [1, 16, 40, 64, 128]) {
+    for (const valueDim of [1, 40, 64, 128]) {
+      const tiles = powerTiles(UNITS, LIMITS as unknown as GPUSupportedLimits, { headDim, valueDim, degree }, {});
+      expect(tiles, `d=${headDim}, e=${valueDim}`).toBeDefined();
+    }
+  }
+});
 
 describeOnGpu("kernels of power attention for an NVIDIA GPU's matrix units", () => {
   beforeAll(async () => {
@@ -35,6 +46,7 @@ describeOnGpu("kernels of power attention for an NVIDIA GPU's matrix units", () 
     [4, 32, 32],
     [4, 16, 16],
     [4, 24, 40],
+    [3, 96, 32],
   ])("p=%i, d=%i, e=%i: every kernel of forward and backward compiles", async (degree, headDim, valueDim) => {
     if (!gpu.features.has("chromium-experimental-subgroup-matrix" as GPUFeatureName)) return;
     const device = await WebGpuDevice.create({ device: limitedGpu(gpu, { limits: LIMITS }), tiles: false });
@@ -50,6 +62,7 @@ describeOnGpu("kernels of power attention for an NVIDIA GPU's matrix units", () 
     expect([...sources.values()].map(({ name }) => name)).toContain("read-on-matrix-units");
     for (const source of sources.values()) {
       const code = shaderOf(source, true);
+      expect(workgroupBytes(code), source.name).toBeLessThanOrEqual(LIMITS.maxComputeWorkgroupStorageSize);
       gpu.pushErrorScope("validation");
       const { messages } = await gpu.createShaderModule({ code }).getCompilationInfo();
       await gpu.popErrorScope();

@@ -54,6 +54,9 @@ const line = (octets: number) => 16 * rowStride(octets);
 /** Halves from one kept row to the next: an odd number of words, so that 32 rows start in different banks. */
 export const elementStride = (octets: number) => 8 * octets + 2;
 
+/** Octets of rows that the gradient through features of degrees 3 and 4 keeps: longer ones leave no room for its results. */
+export const keptForGradient = (octets = 0) => (octets <= 8 ? octets : 0);
+
 const keptRow = (octets = 0) => (octets > 0 ? 2 * elementStride(octets) : 0);
 
 const divides = (tile: Tile, name: string, multiple: number): Rule => [
@@ -123,7 +126,8 @@ const KERNELS: Record<string, Rules> = {
   gradient: {
     numbers: ["down"],
     subgroups: ({ down }) => down,
-    bytes: ({ down }, { subgroupSize }, { x, y }) => 64 * line(y) + 4 * down * subgroupSize * (65 + 8 * x + 1),
+    bytes: ({ down }, { subgroupSize }, { x, y, kept }) =>
+      64 * line(y) + 256 + down * subgroupSize * (4 * (65 + 8 * x + 1) + keptRow(keptForGradient(kept))),
     rules: () => [],
   },
   square: {

@@ -13,10 +13,9 @@ import {
 import { empty, type Tensor } from "../../../tensor/tensor.js";
 import type { SequencePlan } from "../contract.js";
 import { GROUP } from "./features.js";
-import { elementsAhead, groupWords, higherFeatures, makeHigher } from "./higher-features.js";
+import { accumulateHigher } from "./higher-features.js";
 import type { Levels } from "./levels.js";
 import { chunkRows, type Packed } from "./pack.js";
-import { HALVES } from "./text.js";
 import { MAKE_FEATURES, type PowerTiles, powerConstants } from "./tiles.js";
 
 /**
@@ -54,7 +53,7 @@ const body = (tiles: PowerTiles, columns: number, degree: number, xOctets: numbe
         let weight = f16(exp2(FEATURE_EXPONENT) * load_tokens(4u * row + 3u));
         make_group(row, weight, id.x * GROUPS + group, token * PHI_STRIDE + 8u * group);
       }`;
-  const higher = higherText(degree, xOctets, steps * groups, steps, lanes);
+  const higher = accumulateHigher(degree, xOctets, steps * groups, steps, lanes);
   const fetch = `${ahead ? fetchFeatures : ""}${higher?.fetch ?? ""}
     ${values.fetch}`;
   const own = (groups * GROUP) / (down * tiles.M);
@@ -125,44 +124,6 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   )}
 }`;
 };
-
-/**
- * The same at degrees 3 and 4: rows of x come ahead too, and into workgroup memory while features of those before are multiplied.
- * `size`: tokens and groups of a step; where lanes divide it, each keeps to its groups.
- */
-function higherText(degree: number, octets: number, size: number, steps: number, lanes: number) {
-  if (degree < 3) return undefined;
-  const rows = elementsAhead({ lines: steps, octets, lanes }, (n) => `load4_x((row0 + base) * X_OCTETS + ${n})`);
-  const turns = Math.ceil(size / lanes);
-  const within = (k: number, text: string) =>
-    (k + 1) * lanes <= size ? text : `if (lane + ${k * lanes}u < ${size}u) { ${text} }`;
-  const token = (k: number) => `((lane + ${k * lanes}u) % STEPS)`;
-  const group = (k: number) => `min((lane + ${k * lanes}u) / STEPS, GROUPS - 1)`;
-  return {
-    functions: `${HALVES}${higherFeatures("STEPS", octets)}`,
-    declare: `${rows.declare}
-  ${each(
-    turns,
-    (k) => `${groupWords(`id.x * GROUPS + ${group(k)}`, `_${k}`)}
-  var octet_${k} = vec4u(0); var weight_${k} = 0.0h;`,
-  )}`,
-    fetch: `${rows.fetch}
-    ${each(
-      turns,
-      (k) => `{ let row = row0 + base + ${token(k)};
-      octet_${k} = load4_x(row * X_OCTETS + (word_0_${k} >> 24u));
-      weight_${k} = f16(exp2(FEATURE_EXPONENT) * load_tokens(4u * row + 3u)); }`,
-    )}`,
-    keep: rows.keep,
-    make: each(turns, (k) =>
-      within(
-        k,
-        `{ let at = ${token(k)} * PHI_STRIDE + 8u * ((lane + ${k * lanes}u) / STEPS);
-      ${makeHigher(token(k), `octet_${k}`, `weight_${k}`, "at", `_${k}`)} }`,
-      ),
-    ),
-  };
-}
 
 /**
  * Sums of the features of x, keys or queries, with packed y beside them: f32 [B, H, N, features, columns], without the

@@ -1,5 +1,4 @@
 import { webgpuDevice } from "../../../devices/webgpu/device.js";
-import { each } from "../../../devices/webgpu/each.js";
 import type { KernelSource } from "../../../devices/webgpu/kernel.js";
 import {
   columnMatrices,
@@ -12,9 +11,8 @@ import {
 } from "../../../devices/webgpu/matrix-text.js";
 import { empty, type Tensor } from "../../../tensor/tensor.js";
 import type { SequencePlan } from "../contract.js";
-import { groupWords, higherFeatures, makeHigher } from "./higher-features.js";
+import { readHigher } from "./higher-features.js";
 import { chunkRows, type Packed } from "./pack.js";
-import { HALVES } from "./text.js";
 import { MAKE_FEATURES, type PowerTiles, powerConstants } from "./tiles.js";
 
 /** φ(x_t)ᵀ s of a token's chunk: [tokens × features] by [features × columns], 64 features at a time, made as needed. */
@@ -28,7 +26,7 @@ const body = (tiles: PowerTiles, columns: number, degree: number, xOctets: numbe
     { lines: 64, octets: columns / 8, stride: rowStride(columns / 8), lanes: down * across * tiles.subgroupSize },
     (n) => `load4_s(s0 + ${n})`,
   );
-  const higher = higherText(degree, xOctets, tokens, down * across * tiles.subgroupSize);
+  const higher = readHigher(degree, xOctets, tokens, down * across * tiles.subgroupSize);
   const make = `for (var n = lane; n < TOKENS; n += LANES) {
       // Rows beyond the chunk repeat its last: nothing is stored for them.
       make_group(row0 + min(token0 + n, CHUNK_ROWS - 1u), f16(exp2(FEATURE_EXPONENT)), group, n * PHI_STRIDE);
@@ -90,35 +88,6 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   )}
 }`;
 };
-
-/** Degrees 3 and 4: a workgroup keeps its tokens' rows in its memory all along, a lane the octet that many groups share. */
-function higherText(degree: number, octets: number, tokens: number, lanes: number) {
-  if (degree < 3) return undefined;
-  const turns = Math.ceil(tokens / lanes);
-  const n = (k: number) => `(lane + ${k * lanes}u)`;
-  const row = (token: string) => `(row0 + min(token0 + ${token}, CHUNK_ROWS - 1u))`;
-  const within = (k: number, text: string) => ((k + 1) * lanes <= tokens ? text : `if (${n(k)} < TOKENS) { ${text} }`);
-  return {
-    functions: `${HALVES}${higherFeatures("TOKENS", octets)}`,
-    begin: `for (var n = lane; n < TOKENS * X_OCTETS; n += LANES) {
-    keep_elements(n / X_OCTETS, n % X_OCTETS, load4_x(${row("n / X_OCTETS")} * X_OCTETS + n % X_OCTETS));
-  }
-  var block = 0xffffffffu;
-  ${each(turns, (k) => `var octet_${k} = vec4u(0);`)}`,
-    make: `${groupWords("group")}
-    if (word_0 >> 24u != block) {
-      block = word_0 >> 24u;
-      ${each(turns, (k) => `octet_${k} = load4_x(${row(n(k))} * X_OCTETS + block);`)}
-    }
-    ${each(turns, (k) =>
-      within(
-        k,
-        `{ let at = ${n(k)} * PHI_STRIDE;
-      ${makeHigher(n(k), `octet_${k}`, "f16(exp2(FEATURE_EXPONENT))", "at")} }`,
-      ),
-    )}`,
-  };
-}
 
 /**
  * What packed x reads from its chunks' states, f16 [B, H, N, features, columns] weighted by multiplicity: f32

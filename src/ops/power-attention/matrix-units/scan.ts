@@ -211,7 +211,7 @@ export function scanStates(plan: SequencePlan, order: FeatureOrder, inputs: Scan
       ...{ time, heads, chunkSize, chunks },
       scaleLog: (queries ? degree * Math.log2(Math.abs(scale)) : 0) - FEATURE_EXPONENT,
       most: 2 ** FEATURE_EXPONENT * chunkSize * (queries ? queryHeads / heads : 1),
-      weight: Math.max(...order.table.multiplicities),
+      weight: order.table.multiplicities.reduce((a, b) => Math.max(a, b)),
     },
     workgroups: [lines],
   });
