@@ -7,7 +7,7 @@ import type { SequencePlan } from "../contract.js";
 import type { Levels } from "./levels.js";
 import { chunkRows, type Packed } from "./pack.js";
 import { GRADIENT_EXPONENT, POWER, WEIGHT_EXPONENT } from "./pairs.js";
-import { declareLifts, liftOf, looks, measure, unlessMeasuring, whileMeasuring } from "./pairs-range.js";
+import { declareLifts, liftOf, looks, measure, whileMeasuring } from "./pairs-range.js";
 import { keepRows, octetOf, scoreAll, spread, storeRows, tilesAhead } from "./pairs-text.js";
 import { HALVES } from "./text.js";
 import { type PowerTiles, powerConstants } from "./tiles.js";
@@ -80,9 +80,9 @@ ${each(
         weights[row * WEIGHT_STRIDE + octet] = ${octetOf("g")};
       }
       workgroupBarrier();
-      ${unlessMeasuring(`for (var step = 0u; step < OTHERS; step += MATRIX_K) {
+      for (var step = 0u; step < OTHERS; step += MATRIX_K) {
         ${spread("dq", "weights", "keys", "X_STRIDE", own, columns, tiles)}
-      }`)}
+      }
       if (key0 >= end) { break; }
     }`;
   const result = {
@@ -201,10 +201,10 @@ ${each(
         pulls[row * WEIGHT_STRIDE + octet] = ${octetOf("h")};
       }
       workgroupBarrier();
-      ${unlessMeasuring(`for (var step = 0u; step < OTHERS; step += MATRIX_K) {
+      for (var step = 0u; step < OTHERS; step += MATRIX_K) {
         { ${spread("dv", "weights", "gradients", "Y_STRIDE", own, yColumns, tiles)} }
         { ${spread("dk", "pulls", "queries", "X_STRIDE", own, xColumns, tiles)} }
-      }`)}
+      }
       if (query0 >= CHUNK_ROWS) { break; }
     }
   }`;

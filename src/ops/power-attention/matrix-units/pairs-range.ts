@@ -42,9 +42,11 @@ export const measure = (name: string, counts: (k: number) => string, gap: (k: nu
   atomicMin(&${name}[row], bitcast<u32>(max(gap, 0.0)));
 }`;
 
-/** Text for a turn that measures, and for any other. */
+/**
+ * Instead of making weights, in a look that measures: then those of the tile before are summed, and nothing is stored. A
+ * branch around the sums would be one in every look.
+ */
 export const whileMeasuring = (text: string) => `if (look == ${MEASURE}u) { ${text} continue; }`;
-export const unlessMeasuring = (text: string) => `if (look != ${MEASURE}u) { ${text} }`;
 
 export interface Result {
   /** Of its sums, name_i_j. */
@@ -97,7 +99,7 @@ export const looks = (walk: string, results: Result[], own: number, tiles: Power
           .join("\n")}
       }
     }
-    ${unlessMeasuring(results.map(({ store }) => store).join("\n"))}
+    if (look != ${MEASURE}u) { ${results.map(({ store }) => store).join("\n")} }
     if (look == 2u) { break; }
     workgroupBarrier();
     if (lane == 0u) { again = atomicExchange(&faint, 0u); }

@@ -6,7 +6,7 @@ import { empty, type Tensor } from "../../../tensor/tensor.js";
 import type { SequencePlan } from "../contract.js";
 import type { Levels } from "./levels.js";
 import { chunkRows, type Packed, valueOctets } from "./pack.js";
-import { declareLifts, liftOf, looks, measure, unlessMeasuring, whileMeasuring } from "./pairs-range.js";
+import { declareLifts, liftOf, looks, measure, whileMeasuring } from "./pairs-range.js";
 import { keepRows, octetOf, scoreAll, spread, storeRows, tilesAhead } from "./pairs-text.js";
 import { HALVES } from "./text.js";
 import { type PowerTiles, powerConstants } from "./tiles.js";
@@ -78,9 +78,9 @@ ${each(
         weights[row * WEIGHT_STRIDE + octet] = ${octetOf("w")};
       }
       workgroupBarrier();
-      ${unlessMeasuring(`for (var step = 0u; step < KEYS; step += MATRIX_K) {
+      for (var step = 0u; step < KEYS; step += MATRIX_K) {
         ${spread("sum", "weights", "values", "V_STRIDE", own, valueMatrices, tiles)}
-      }`)}
+      }
       if (key0 >= end) { break; }
     }`;
   const result = {
@@ -88,8 +88,8 @@ ${each(
     store: storeRows("sum", "result", "COLUMNS", own, valueMatrices, tiles),
     sumColumn: 8 * sumAt,
   };
-  // A token beyond the sequence has no level.
-  const counts = "load_tokens(4u * (keyRow0 + inChunk)) > -1e20";
+  // A token beyond the sequence has no level, and a query of zeros weighs nothing.
+  const counts = "load_tokens(4u * (keyRow0 + inChunk)) > -1e20 && load_exponents(row0 + inChunk) > -1e8";
   return `${matrices(tiles)}
 const LANES = DOWN * SUBGROUP;
 const OWN_ROWS = ROWS / DOWN;
@@ -157,6 +157,7 @@ export function pairs(plan: SequencePlan, tiles: PowerTiles, q: Packed, k: Packe
       k: { dtype: "f16", access: "read", vectors: true },
       v: { dtype: "f16", access: "read", vectors: true },
       tokens: { dtype: "f32", access: "read" },
+      exponents: { dtype: "f32", access: "read" },
       result: { dtype: "f32", access: "write" },
     },
     parameters: { lines: "u32", chunks: "u32", members: "u32" },
@@ -164,7 +165,7 @@ export function pairs(plan: SequencePlan, tiles: PowerTiles, q: Packed, k: Packe
   };
   const result = empty([rows, columns], device, "f32");
   device.dispatch(source, {
-    tensors: { q: q.values, k: k.values, v: v.values, tokens: keys.tokens, result },
+    tensors: { q: q.values, k: k.values, v: v.values, tokens: keys.tokens, exponents: q.exponents, result },
     parameters: { lines, chunks, members: lines / (batch * heads * chunks) },
     workgroups: [Math.ceil(chunkRows(plan) / tileRows), ...device.spread(lines)],
   });
