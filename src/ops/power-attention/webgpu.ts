@@ -290,8 +290,8 @@ function backward(
   const [rowSum, unrounded = output, ...kept] = saved;
   const { s, z } = upstream.finalState ?? {};
   const dFinal = s || z ? { s, z } : undefined;
-  const arriving = { ...normaliseBackward(plan.normalize, dOut, unrounded, rowSum), dFinal };
   const tiles = plan.time > 0 ? tilesFor(plan, q) : undefined;
+  const arriving = { ...normaliseBackward(plan.normalize, dOut, unrounded, rowSum, tiles !== undefined), dFinal };
   const { finals, dInitials, products, ...gradients } = tiles
     ? halfGradients(plan, tiles, inputs, arriving, kept)
     : portableGradients(plan, inputs, arriving);

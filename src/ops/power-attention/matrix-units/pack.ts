@@ -130,8 +130,9 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
     more = 0.0;
     if (alive) { more = scaled(scaled(load_extra((b * P.time + t) * P.heads + head), e), chunkE); }
   }
+  let first_digits = bitcast<f32>(bitcast<u32>(more) & 0xffffe000u); // as many as f16 has
   for (var k = u32(LOADED); k < STRIDE; k++) {
-    store4_packed(row * STRIDE + k, vec4u(select(0u, two_halves(more, 0.0), k == SUM_AT), 0u, 0u, 0u));
+    store4_packed(row * STRIDE + k, vec4u(select(0u, two_halves(first_digits, more - first_digits), k == SUM_AT), 0u, 0u, 0u));
   }
 }`,
 });
