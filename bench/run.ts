@@ -18,6 +18,7 @@ import { gpuForward } from "./gpu/forward.js";
 import { gpuForwardBackward } from "./gpu/forward-backward.js";
 import { gpuMatmul } from "./gpu/matmul.js";
 import { gpuP4 } from "./gpu/p4.js";
+import { gpuParts } from "./gpu/parts.js";
 import { gpuPortable } from "./gpu/portable.js";
 import { gpuShapes } from "./gpu/shapes.js";
 import { gpuTraining } from "./gpu/training.js";
@@ -52,6 +53,7 @@ const QUESTIONS: readonly Question[] = [
   gpuForwardBackward,
   gpuShapes,
   gpuMatmul,
+  gpuParts,
   gpuPortable,
   gpuP4,
   gpuFirstResult,

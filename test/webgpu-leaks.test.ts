@@ -1,6 +1,9 @@
 import { expect, test } from "vitest";
 import type { Device } from "../src/devices/device.js";
 import { getDevice } from "../src/devices/get-device.js";
+import { chunkAttention } from "../src/ops/chunk-attention/index.js";
+import { chunkState } from "../src/ops/chunk-state/index.js";
+import { queryState } from "../src/ops/query-state/index.js";
 import { powerFull } from "../src/power-attention.js";
 import { randn } from "../src/tensor/create.js";
 import { scope } from "../src/tensor/tensor.js";
@@ -50,5 +53,30 @@ describeOnGpu("memory of a GPU", () => {
     const { used, reserved } = device.memory();
     await repeat(device, 300);
     expect(device.memory()).toMatchObject({ used, reserved });
+  });
+
+  test("stays flat over calls of the parts, half inputs", async () => {
+    const device = await getDevice("webgpu");
+    const q = randn([2, 8, 1, 4], { device, dtype: "bf16", requiresGrad: true });
+    const calls = async (count: number) => {
+      for (let k = 0; k < count; k++) {
+        scope(() => {
+          const states = chunkState(q, q, { chunkSize: 4 });
+          const inside = chunkAttention(q, q, q, { chunkSize: 4 }).output;
+          inside
+            .add(queryState(q, states, { chunkSize: 4 }).output)
+            .sum()
+            .backward();
+        });
+        q.grad!.dispose();
+        q.grad = null;
+      }
+      await device.sync();
+    };
+    await calls(5);
+    const { used, reserved } = device.memory();
+    await calls(50);
+    expect(device.memory()).toMatchObject({ used, reserved });
+    q.dispose();
   });
 });

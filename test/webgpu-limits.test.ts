@@ -9,6 +9,7 @@ import { randn, zeros } from "../src/tensor/create.js";
 import { expectClose, expectSame, type Problem, randomInputs, solve } from "./attention.js";
 import { describeOnGpu } from "./devices.js";
 import { limitedGpu } from "./limited-gpu.js";
+import { draw, operations, solveOn } from "./low-level.js";
 import { attentionTolerance, IN_F16 } from "./tolerances.js";
 
 const tolerance = (name: string) => attentionTolerance("webgpu", "f32", name.startsWith("d") ? "gradient" : "output");
@@ -113,6 +114,29 @@ describeOnGpu("webgpu within the limits of small GPUs", () => {
     expectSame(await solve(device, problem, arrays), await solve(oracle, problem, arrays), (name) =>
       name.startsWith("d") ? IN_F16.gradient : IN_F16.output,
     );
+    device.dispose();
+    gpu.destroy();
+  });
+
+  // A chunk's states of three heads take 26 KB, on matrix units with sums 83 KB.
+  test.each([
+    ["f32, runs of two chunks", 60_000, "f32"],
+    ["bf16, runs of two chunks", 170_000, "bf16"],
+    ["bf16, no room for one on matrix units", 60_000, "bf16"],
+  ] as const)("chunk states beyond one binding: %s", async (_, maxStorageBufferBindingSize, dtype) => {
+    const gpu = await requestDevice((await findAdapter())!);
+    const device = await getDevice("webgpu", { device: limitedGpu(gpu, { limits: { maxStorageBufferBindingSize } }) });
+    const oracle = await getDevice("oracle");
+    const dims = { batch: 2, time: 9, queryHeads: 6, heads: 3, headDim: 16, valueDim: 16, chunkSize: 2 };
+    for (const [name, ins, outs, run] of operations(2, true, dims).filter(([name]) => /chunkState|query/.test(name))) {
+      const [inputs, upstream] = [draw(ins, 1, dtype), draw(outs, 2)];
+      const found = await solveOn(device, inputs, upstream, run);
+      const truth = await solveOn(oracle, inputs, upstream, run);
+      for (const part of Object.keys(truth)) {
+        const allowed = dtype === "f32" ? tolerance(part) : part.startsWith("d") ? IN_F16.gradient : IN_F16.output;
+        expectClose(found[part], truth[part], allowed, `${name} ${part}`);
+      }
+    }
     device.dispose();
     gpu.destroy();
   });

@@ -30,7 +30,7 @@ export const DISPATCHES: Record<string, RegExp> = {
   pairs: /^pairs-on-matrix-units$/,
   pairsQueries: /^pairs-gradient-queries$/,
   pairsKeys: /^pairs-gradient-keys$/,
-  square: /^square-gradient/,
+  square: /^square-/,
   gradient: /^feature-gradient/,
   matmul: /^matmul-.*matrix-units$/,
 };

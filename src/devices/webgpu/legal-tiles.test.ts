@@ -17,7 +17,7 @@ describe("tiles", () => {
     ["pairsQueriesWide", { rows: 64, keys: 16, down: 4 }],
     ["pairsKeys", { rows: 64, queries: 16, down: 4 }],
     ["gradient", { down: 2 }],
-    ["square", { down: 8 }],
+    ["square", { down: 8, tokens: 1, octets: 8 }],
     ["matmul", { rows: 128, columns: 256, steps: 32, down: 2, across: 4 }],
   ])("%s in use are legal", (kernel, tile) => {
     expect(TILED_KERNELS).toContain(kernel);

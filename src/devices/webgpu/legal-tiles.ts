@@ -38,11 +38,11 @@ interface Rules {
 export const stripColumns = ({ columns, across }: { columns: number; across: number }) =>
   Math.min(32, columns / across);
 
-/** Octets of y that the gradient of squares takes together: as many as divide them, up to eight. */
-export function octetsAtOnce(octets: number, { K }: Matrices): number {
+/** Octets of y that the gradient of squares takes together: as many as divide them, up to `limit`. */
+export function octetsAtOnce(octets: number, { K }: Matrices, limit: number): number {
   const step = Math.max(K / 8, 1);
   let most = step;
-  for (let n = step; n <= 8; n += step) if (octets % n === 0) most = n;
+  for (let n = step; n <= limit; n += step) if (octets % n === 0) most = n;
   return most;
 }
 
@@ -131,12 +131,12 @@ const KERNELS: Record<string, Rules> = {
     rules: () => [],
   },
   square: {
-    numbers: ["down"],
+    numbers: ["down", "tokens", "octets"],
     subgroups: ({ down }) => squareDown(down, 0),
-    bytes: ({ down }, units, { x, sumAt }) =>
-      (squareDown(down, x) * units.subgroupSize + 8 * x) *
-      line(Math.max(octetsAtOnce(x, units), octetsAtOnce(sumAt, units))),
-    rules: () => [],
+    bytes: ({ down, tokens, octets }, units, { x, sumAt }) =>
+      (squareDown(down, x) * tokens * units.subgroupSize + 8 * x) *
+      line(Math.max(octetsAtOnce(x, units, octets), octetsAtOnce(sumAt, units, octets))),
+    rules: (tile, { K }) => [divides(tile, "octets", Math.max(K / 8, 1))],
   },
   matmul: {
     numbers: ["rows", "columns", "steps", "down", "across"],

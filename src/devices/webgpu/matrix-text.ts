@@ -88,7 +88,8 @@ ${widths.map((N) => `alias Right${N} = subgroup_matrix_right<f16, ${N}, ${K}>; a
 
 /**
  * A tile that comes into registers while the one before is in use: `lines` lines of `octets` octets from `source(n)`, to
- * `target` with lines `stride` apart. `declare` once, `fetch` and then `keep` for each tile.
+ * `target` with lines `stride` apart. `declare` once, `fetch` and then `keep` for each tile. n comes as a sum, to be
+ * added to a place: that leaves one place and constants, where sums of sums took a register each.
  */
 export function tileAhead(
   name: string,
@@ -99,8 +100,9 @@ export function tileAhead(
   const count = Math.ceil(size / lanes);
   const within = (k: number, text: string) =>
     (k + 1) * lanes <= size ? text : `if (lane + ${k * lanes}u < ${size}u) { ${text} }`;
-  const n = (k: number) => (k === 0 ? "lane" : `(lane + ${k * lanes}u)`);
-  const place = (k: number) => (stride === octets ? n(k) : `${n(k)} / ${octets}u * ${stride}u + ${n(k)} % ${octets}u`);
+  const n = (k: number) => (k === 0 ? "lane" : `lane + ${k * lanes}u`);
+  const place = (k: number) =>
+    stride === octets ? n(k) : `(${n(k)}) / ${octets}u * ${stride}u + (${n(k)}) % ${octets}u`;
   return {
     declare: each(count, (k) => `var ${name}_next_${k} = vec4u(0);`),
     fetch: each(count, (k) => within(k, `${name}_next_${k} = ${source(n(k))};`)),

@@ -1,16 +1,7 @@
 import { record } from "../../tensor/tape.js";
 import type { Tensor } from "../../tensor/tensor.js";
 import { operation } from "../operation.js";
-import {
-  checkDevices,
-  checkGates,
-  checkHeads,
-  checkLogG,
-  checkOptionNames,
-  checkPositiveInteger,
-  checkScale,
-  sequencePlan,
-} from "../power-attention/checks.js";
+import { checkHeads, checkOptionNames, checkPositiveInteger, planPart } from "../power-attention/checks.js";
 import { innermost, toUpstream } from "../power-attention/views.js";
 import type { ChunkAttentionBackward, ChunkAttentionForward, Unnormalised } from "./contract.js";
 import { chunkAttentionOracle, chunkAttentionOracleBackward } from "./oracle.js";
@@ -55,12 +46,8 @@ export function chunkAttention(
   const { degree = 2, scale = 1 / Math.sqrt(heads.headDim), chunkSize = Math.max(heads.time, 1) } = options;
   checkPositiveInteger(caller, "degree", degree, "use 2, or another degree of 1 or more");
   checkPositiveInteger(caller, "chunkSize", chunkSize, "leave it out for one chunk of all tokens");
-  checkScale(caller, scale);
-  if (options.logG) checkLogG(caller, options.logG, [heads.batch, heads.time, heads.heads]);
-  const device = checkDevices(caller, { q, k, v, logG: options.logG });
-  const logG = options.logG?.contiguous();
-  if (logG) checkGates(caller, logG);
-  const plan = sequencePlan(heads, { degree, scale, chunkSize, gated: logG !== undefined });
+  const settings = { logG: options.logG, degree, scale, chunkSize };
+  const { device, plan, logG } = planPart(caller, heads, { q, k, v }, settings);
   const inputs = { q: innermost(q), k: innermost(k), v: innermost(v), logG };
   const out = chunkAttentionForward(device, plan, inputs);
   const all = [inputs.q, inputs.k, inputs.v, ...(logG ? [logG] : [])];

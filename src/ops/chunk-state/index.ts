@@ -2,15 +2,12 @@ import { record } from "../../tensor/tape.js";
 import type { Tensor } from "../../tensor/tensor.js";
 import { operation } from "../operation.js";
 import {
-  checkDevices,
-  checkGates,
   checkHeads,
-  checkLogG,
   checkOptionNames,
   checkPositiveInteger,
   checkStateDegree,
   checkStateFits,
-  sequencePlan,
+  planPart,
 } from "../power-attention/checks.js";
 import { innermost, toUpstream } from "../power-attention/views.js";
 import type { ChunkStateBackward, ChunkStateForward, ChunkStates } from "./contract.js";
@@ -53,11 +50,8 @@ export function chunkState(
   const { degree = 2, chunkSize } = options ?? {};
   checkStateDegree(caller, degree, "a state", "lower the degree");
   checkPositiveInteger(caller, "chunkSize", chunkSize, "pass for example 128");
-  if (options.logG) checkLogG(caller, options.logG, [heads.batch, heads.time, heads.heads]);
-  const device = checkDevices(caller, { k, v, logG: options.logG });
-  const logG = options.logG?.contiguous();
-  if (logG) checkGates(caller, logG);
-  const plan = sequencePlan(heads, { degree, scale: 1, chunkSize, gated: logG !== undefined });
+  const settings = { logG: options.logG, degree, scale: 1, chunkSize };
+  const { device, plan, logG } = planPart(caller, heads, { k, v }, settings);
   checkStateFits(
     caller,
     device,

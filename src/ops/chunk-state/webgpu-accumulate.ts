@@ -1,11 +1,9 @@
 import { webgpuDevice } from "../../devices/webgpu/device.js";
 import type { KernelSource } from "../../devices/webgpu/kernel.js";
-import { RANGES, tileBody } from "../../devices/webgpu/matrix-tiles.js";
-import { GATES } from "../../devices/webgpu/tiles.js";
+import { GATES, TILES } from "../../devices/webgpu/tiles.js";
 import type { Tensor } from "../../tensor/tensor.js";
 import { MONOMIALS, monomialTable } from "../feature-map/webgpu-monomials.js";
 import type { SequencePlan } from "../power-attention/contract.js";
-import { largestOfChunks } from "./webgpu-largest.js";
 
 /**
  * Sums φ(x_t) y_tᵀ over the tokens of each chunk: a product of [features × tokens] by [tokens × e] whose left tiles are
@@ -14,10 +12,8 @@ import { largestOfChunks } from "./webgpu-largest.js";
  *     x          y     weight of token t           z
  *     keys       v     exp(G_end − G_t)            Σ weight φ          the chunk's state
  *     queries    dy    scale^p · exp(G_t)          Σ weight φ dsum_t   what the entering state receives
- *
- * On matrix units x and y of each chunk are scaled by powers of two, and what is made of them back, in f32.
  */
-const body = `${GATES}${MONOMIALS}${RANGES}
+const body = `${TILES}${GATES}${MONOMIALS}
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
         @builtin(local_invocation_index) lane: u32) {
@@ -40,13 +36,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   // Lane (r, c) fills features 4r … of token c on the left, and columns 4r … of token c on the right.
   var own: array<Monomial, 4>;
   for (var j = 0u; j < 4u; j++) { own[j] = monomial(feature0 + 4u * r + j); }
-  var xScale = 1.0;
-  var yScale = 1.0;
-  if (SCALED) {
-    xScale = power_of_two_for(load_xLargest(state));
-    yScale = power_of_two_for(load_yLargest(state));
-  }
-  var sums: Sums;
+  var acc = array<vec4f, 4>();
   var z = vec4f(0);
   let members = select(1u, P.group, FROM_QUERIES);
   for (var member = 0u; member < members; member++) {
@@ -56,8 +46,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
       var phi = vec4f(0);
       var y = vec4f(0);
       if (t < end) {
-        // scale^p waits for the end, where f16 has no part in it.
-        var weight = 1.0;
+        var weight = P.factor;
         if (GATED) {
           if (FROM_QUERIES) { weight *= decay(gate_sum_at(gate0 + t), vec2f(0)); }
           else { weight *= decay(atEnd, gate_sum_at(gate0 + t)); }
@@ -65,32 +54,31 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
         let at = b * P.xB + t * P.xT + xHead * P.xH;
         for (var j = 0u; j < 4u; j++) {
           var value = weight * own[j].root;
-          for (var k = 0u; k < DEGREE; k++) { value *= xScale * load_x(at + factor(own[j], k)); }
+          for (var k = 0u; k < DEGREE; k++) { value *= load_x(at + factor(own[j], k)); }
           phi[j] = value;
           let i = column0 + 4u * r + j;
-          if (i < P.valueDim) { y[j] = yScale * load_y(b * P.yB + t * P.yT + xHead * P.yH + i); }
+          if (i < P.valueDim) { y[j] = load_y(b * P.yB + t * P.yT + xHead * P.yH + i); }
         }
         if (FROM_QUERIES) { z += phi * load_dsum((b * P.time + t) * P.heads * P.group + xHead); }
         else { z += phi; }
       }
       workgroupBarrier();
-      put_left(c, r, phi);
-      put_right(c, r, y);
+      left[slot(c, r)] = phi;
+      right[slot(c, r)] = y;
       workgroupBarrier();
-      multiply_tiles(&sums, lane);
+      multiply(&acc, r, c);
     }
   }
 
   let total = sum_lanes(z, c, r);
-  let acc = own_sums(&sums, lane);
   for (var i = 0u; i < 4u; i++) {
     let feature = feature0 + 4u * r + i;
     if (feature >= P.features) { break; }
     let at = state * P.features + feature;
-    if (column0 == 0u && c == 0u) { store_z(at, P.factor * restore(total[i], xScale)); }
+    if (column0 == 0u && c == 0u) { store_z(at, total[i]); }
     for (var j = 0u; j < 4u; j++) {
       let column = column0 + 4u * c + j;
-      if (column < P.valueDim) { store_s(at * P.valueDim + column, P.factor * restore(acc[j][i] / yScale, xScale)); }
+      if (column < P.valueDim) { store_s(at * P.valueDim + column, acc[j][i]); }
     }
   }
 }`;
@@ -122,18 +110,12 @@ export function accumulateFeatures(
   const x = fromQueries ? from.queries : from.keys;
   const { y } = from;
   const device = webgpuDevice(x);
-  // f32 inputs keep their digits on the portable tiles.
-  const tiles = tileBody(x.dtype === "f32" ? undefined : device.matrixUnits, device.gpu.limits);
-  const scaled = tiles.directives !== "";
-  const notBound = [...(fromQueries ? [] : ["dsum"]), ...(scaled ? [] : ["xLargest", "yLargest"])];
   const source: KernelSource = {
-    name: `accumulate-features${scaled ? "-matrix-units" : ""}`,
+    name: "accumulate-features",
     constants: {
       DEGREE: degree,
       GATED: plan.gated,
       FROM_QUERIES: fromQueries,
-      SCALED: scaled,
-      ...tiles.constants,
     },
     tensors: {
       x: { dtype: x.dtype, access: "read" },
@@ -141,20 +123,11 @@ export function accumulateFeatures(
       ...(fromQueries && { dsum: { dtype: "f32", access: "read" } as const }),
       gates: { dtype: "f32", access: "read" },
       monomials: { dtype: "i32", access: "read" },
-      // Bound only where they are read: with them there are 9 bindings, and the portable path may count on 8.
-      ...(scaled && {
-        xLargest: { dtype: "f32", access: "read" } as const,
-        yLargest: { dtype: "f32", access: "read" } as const,
-      }),
       s: { dtype: "f32", access: "write" },
       z: { dtype: "f32", access: "write" },
     },
     parameters: { ...PARAMETERS, group: "u32", features: "u32", factor: "f32" },
-    body:
-      tiles.directives +
-      notBound.map((name) => `fn load_${name}(i: u32) -> f32 { return 0.0; }\n`).join("") +
-      tiles.text +
-      body,
+    body: (fromQueries ? "" : "fn load_dsum(i: u32) -> f32 { return 0.0; }\n") + body,
   };
   const [xB, xT, xH] = x.strides;
   const [yB, yT, yH] = y.strides;
@@ -162,7 +135,6 @@ export function accumulateFeatures(
   const factor = fromQueries ? plan.scale ** degree : 1;
   const group = queryHeads / heads;
   const shared = { time, heads, chunkSize, chunks, states, valueDim, xB, xT, xH, yB, yT, yH };
-  const largest = scaled && { xLargest: largestOfChunks(plan, x), yLargest: largestOfChunks(plan, y) };
   device.dispatch(source, {
     tensors: {
       x,
@@ -170,11 +142,9 @@ export function accumulateFeatures(
       ...(fromQueries && { dsum: from.dsum }),
       gates,
       monomials: monomialTable(x, headDim, degree),
-      ...largest,
       ...into,
     },
     parameters: { ...shared, group, features: expandedDim, factor },
     workgroups: [Math.ceil(expandedDim / 64) * Math.ceil(valueDim / 64), ...device.spread(states)],
   });
-  if (largest) for (const tensor of Object.values(largest)) tensor.dispose();
 }

@@ -274,3 +274,21 @@ export function sequencePlan(
     gated: rest.gated,
   };
 }
+
+/**
+ * What the parts of power attention check alike, once they know their dimensions: scale, gates, and that `tensors` are on one
+ * device with them.
+ */
+export function planPart(
+  caller: string,
+  dims: Heads,
+  tensors: Record<string, Tensor>,
+  { logG, degree, scale, chunkSize }: { logG: Tensor | undefined; degree: number; scale: number; chunkSize: number },
+): { device: Device; plan: SequencePlan; logG: Tensor | undefined } {
+  checkScale(caller, scale);
+  if (logG) checkLogG(caller, logG, [dims.batch, dims.time, dims.heads]);
+  const device = checkDevices(caller, { ...tensors, logG });
+  const gates = logG?.contiguous();
+  if (gates) checkGates(caller, gates);
+  return { device, plan: sequencePlan(dims, { degree, scale, chunkSize, gated: gates !== undefined }), logG: gates };
+}

@@ -93,9 +93,9 @@ export function normalise(kind: Normalize, y: Tensor, rowSum: Tensor, dtype: DTy
   return result;
 }
 
-const normaliseBackwardKernel = (upstream: DType, output: DType, kind: number, halves: boolean): KernelSource => ({
+const normaliseBackwardKernel = (upstream: DType, output: DType, kind: number): KernelSource => ({
   name: "normalise-backward",
-  constants: { KIND: kind, HALVES: halves, SUM, LAYERNORM, EPSILON: LAYERNORM_EPSILON },
+  constants: { KIND: kind, SUM, LAYERNORM, EPSILON: LAYERNORM_EPSILON },
   tensors: {
     upstream: tensorOf(upstream),
     result: tensorOf(output),
@@ -105,28 +105,16 @@ const normaliseBackwardKernel = (upstream: DType, output: DType, kind: number, h
   },
   parameters: { rows: "u32", width: "u32" },
   body: `${ROWS}
-// To the digits of f16, in f32's range.
-fn rounded(x: f32) -> f32 {
-  let bits = bitcast<u32>(x);
-  if (!HALVES || (bits & 0x7f800000u) == 0x7f800000u) { return x; }
-  return bitcast<f32>((bits + 0xfffu + ((bits >> 13u) & 1u)) & 0xffffe000u);
-}
-
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
         @builtin(local_invocation_index) lane: u32) {
   let row = (id.x + id.y * groups.x) * 8u + lane / 32u;
   let alive = row < P.rows;
-  var part = 1.0;   // of the weighted sum in the output
-  if (KIND == SUM && alive) {
-    let weights = load_rowSum(row);
-    part = select(1.0 / weights, 0.0, weights == 0.0);
-  }
   var sum = 0.0;
   var dot = 0.0;
   if (alive) {
     for (var i = lane & 31u; i < P.width; i += 32u) {
-      let g = rounded(part * load_upstream(row * P.width + i));
+      let g = load_upstream(row * P.width + i);
       sum += g;
       dot += g * load_result(row * P.width + i);
     }
@@ -137,8 +125,12 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   var factor = 1.0;   // dy = factor · (g − shift − out · pull)
   var shift = 0.0;
   var pull = 0.0;
-  // From dy as it is after rounding: a token that sees one key alone has dy·v + dsum = 0.
-  let dsum = select(0.0, -product, KIND == SUM);
+  var dsum = 0.0;
+  if (KIND == SUM) {
+    let weights = load_rowSum(row);
+    factor = select(1.0 / weights, 0.0, weights == 0.0);
+    dsum = -product * factor;
+  }
   if (KIND == LAYERNORM) {
     // out = (y − mean) / (deviation + ε): its deviation moves with out · (y − mean) / (n · deviation).
     let deviation = load_rowSum(row);
@@ -148,34 +140,27 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   }
   for (var i = lane & 31u; i < P.width; i += 32u) {
     let at = row * P.width + i;
-    store_dy(at, factor * (rounded(part * load_upstream(at)) - shift - load_result(at) * pull));
+    store_dy(at, factor * (load_upstream(at) - shift - load_result(at) * pull));
   }
   if ((lane & 31u) == 0u) { store_dsum(row, dsum); }
 }`,
 });
 
-/**
- * d(y) and d(sum of weights), f32, from the gradient of the normalised output; best given unrounded, in f32. `halves`: under
- * "sum" d(y) has the digits of f16, and d(sum) goes with it.
- */
+/** d(y) and d(sum of weights), f32, from the gradient of the normalised output; best given unrounded, in f32. */
 export function normaliseBackward(
   kind: Normalize,
   upstream: Tensor,
   output: Tensor,
   rowSum: Tensor,
-  halves: boolean,
 ): { dy: Tensor; dsum: Tensor } {
   const { rows, width, workgroups } = rowsOf(output);
   const dy = empty(output.shape, output.device, "f32");
   const dsum = empty(output.shape.slice(0, -1), output.device, "f32");
-  webgpuDevice(output).dispatch(
-    normaliseBackwardKernel(upstream.dtype, output.dtype, KIND[kind], halves && kind === "sum"),
-    {
-      tensors: { upstream, result: output, rowSum, dy, dsum },
-      parameters: { rows, width },
-      workgroups,
-    },
-  );
+  webgpuDevice(output).dispatch(normaliseBackwardKernel(upstream.dtype, output.dtype, KIND[kind]), {
+    tensors: { upstream, result: output, rowSum, dy, dsum },
+    parameters: { rows, width },
+    workgroups,
+  });
   return { dy, dsum };
 }
 

@@ -19,43 +19,19 @@ import {
   leavingState,
   tilesFor,
 } from "./matrix-units/index.js";
+import type { RowGradients } from "./matrix-units/pack.js";
 import type { PowerTiles } from "./matrix-units/tiles.js";
 import { absent, gateGradient, gateSums } from "./webgpu-gates.js";
+import { type Part, partsOf as partsByStates, take } from "./webgpu-parts.js";
 import { backwardInPieces, forwardInPieces } from "./webgpu-pieces.js";
 import { finishGradient, normalise, normaliseBackward, zerosLike } from "./webgpu-rows.js";
 
-/** Most bytes of chunk states alive at once; beyond it the sequence is taken in parts that hand on their state. */
-const STATES_BUDGET = 2 ** 30;
-
-/** A part of a call: whole sequences, or a run of chunks of a single one. */
-interface Part {
-  batch: [number, number];
-  time: [number, number];
-  plan: SequencePlan;
-}
-
-/** Parts whose states fit both the budget and one binding, in the order in which states are handed on. */
-function partsOf(plan: PowerPlan, like: Tensor): Part[] {
-  const { batch, time, chunks, chunkSize, heads, expandedDim, valueDim } = plan;
-  const limit = Math.min(STATES_BUDGET, webgpuDevice(like).gpu.limits.maxStorageBufferBindingSize);
+/** Parts that hand on their state. */
+function partsOf(plan: PowerPlan, like: Tensor): Part<PowerPlan>[] {
+  const { heads, expandedDim, valueDim } = plan;
   const tiles = tilesFor(plan, like);
   const chunkBytes = tiles ? chunkStateBytes(plan, tiles) : 4 * heads * expandedDim * valueDim;
-  if (!plan.usesState || batch * chunks * chunkBytes <= limit) return [{ batch: [0, batch], time: [0, time], plan }];
-  const run = Math.max(1, Math.floor(limit / chunkBytes));
-  const parts: Part[] = [];
-  for (let b = 0; b < batch; b++) {
-    for (let c = 0; c < chunks; c += run) {
-      const range: [number, number] = [c * chunkSize, Math.min((c + run) * chunkSize, time)];
-      const part = { ...plan, batch: 1, time: range[1] - range[0], chunks: Math.min(run, chunks - c) };
-      parts.push({ batch: [b, b + 1], time: range, plan: part });
-    }
-  }
-  return parts;
-}
-
-/** A part's share of a tensor [B, T, …]. */
-function take<X extends Tensor | undefined>(x: X, { batch, time }: Part): X {
-  return x && (x.slice(0, ...batch).slice(1, ...time) as X);
+  return partsByStates(plan, plan.usesState ? chunkBytes : 0, like);
 }
 
 function takeState(state: Partial<State> | undefined, { batch }: Part): Partial<State> | undefined {
@@ -177,7 +153,7 @@ interface Ends {
 /** Each part wants the state that enters it: all but the last part of a sequence are run once more to hand it on. */
 function partEntries(
   plan: PowerPlan,
-  parts: Part[],
+  parts: Part<PowerPlan>[],
   initial: State | undefined,
   leaving: (part: Part, carried: Partial<State> | undefined) => Partial<State>,
 ): Map<Part, Partial<State> | undefined> {
@@ -239,11 +215,18 @@ function portableGradients(plan: PowerPlan, inputs: PowerInputs, { dy, dsum, dFi
   };
 }
 
+function takeRows(gradients: RowGradients, part: Part): RowGradients {
+  if ("dy" in gradients) return { dy: take(gradients.dy, part), dsum: take(gradients.dsum, part) };
+  const { dMean, mean, rowSum } = gradients;
+  return { dMean: take(dMean, part), mean: take(mean, part), rowSum: take(rowSum, part) };
+}
+
 function halfGradients(
   plan: PowerPlan,
   tiles: PowerTiles,
   inputs: PowerInputs,
-  { dy, dsum, dFinal }: Arriving,
+  gradients: RowGradients,
+  dFinal: Partial<State> | undefined,
   kept: readonly Tensor[],
 ): Ends & HalfGradients {
   const like = (x: Tensor) => empty(x.shape, x.device, x.dtype);
@@ -270,7 +253,7 @@ function halfGradients(
       k: take(x.k, part),
     });
     const own = { ...share(into), v: take(into.v, part), products: into.products && share(into.products) };
-    const upstream = { dy: take(dy, part), dsum: take(dsum, part), first, dLast };
+    const upstream = { gradients: takeRows(gradients, part), first, dLast };
     const given = takeInputs(inputs, part);
     dLast = backwardOnMatrixUnits(part.plan, tiles, given, upstream, own, first !== undefined, keptOf(kept));
     if (part.time[0] === 0 && dLast) dInitials.unshift(dLast as State);
@@ -291,10 +274,12 @@ function backward(
   const { s, z } = upstream.finalState ?? {};
   const dFinal = s || z ? { s, z } : undefined;
   const tiles = plan.time > 0 ? tilesFor(plan, q) : undefined;
-  const arriving = { ...normaliseBackward(plan.normalize, dOut, unrounded, rowSum, tiles !== undefined), dFinal };
+  const ofRows = () => normaliseBackward(plan.normalize, dOut, unrounded, rowSum);
+  // Packing divides by sums of weights on its way.
+  const toPack = () => (plan.normalize === "sum" ? { dMean: dOut, mean: unrounded, rowSum } : ofRows());
   const { finals, dInitials, products, ...gradients } = tiles
-    ? halfGradients(plan, tiles, inputs, arriving, kept)
-    : portableGradients(plan, inputs, arriving);
+    ? halfGradients(plan, tiles, inputs, toPack(), dFinal, kept)
+    : portableGradients(plan, inputs, { ...ofRows(), dFinal });
 
   // All of the sequence as one chunk: what the keys of a chunk give up, the queries of later chunks receive.
   const whole = { ...plan, chunkSize: Math.max(plan.time, 1), chunks: Math.min(plan.time, 1) };

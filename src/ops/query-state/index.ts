@@ -5,17 +5,13 @@ import type { Unnormalised } from "../chunk-attention/contract.js";
 import type { ChunkStates } from "../chunk-state/contract.js";
 import { operation } from "../operation.js";
 import {
-  checkDevices,
-  checkGates,
   checkGrouping,
   checkHeads,
-  checkLogG,
   checkOptionNames,
   checkPositiveInteger,
-  checkScale,
   checkShapeIs,
   checkStateDegree,
-  sequencePlan,
+  planPart,
 } from "../power-attention/checks.js";
 import { innermost, toUpstream } from "../power-attention/views.js";
 import { checkChunkStates } from "../state-scan/index.js";
@@ -56,23 +52,20 @@ export function queryState(
   const caller = "queryState";
   const dims = checkHeads(caller, { q });
   checkChunkStates(caller, states);
-  const [, chunks, heads, , valueDim] = states.s.shape;
+  const [, , heads, , valueDim] = states.s.shape;
   checkGrouping(caller, dims.queryHeads, heads);
   checkOptionNames(caller, options ?? {}, ["logG", "degree", "scale", "chunkSize"]);
   const { degree = 2, scale = 1 / Math.sqrt(dims.headDim), chunkSize } = options ?? {};
   checkStateDegree(caller, degree, "a state", "lower the degree");
   checkPositiveInteger(caller, "chunkSize", chunkSize, "pass the one that made the states");
-  checkScale(caller, scale);
   const wanted = [dims.batch, Math.ceil(dims.time / chunkSize), heads, expandedDim(dims.headDim, degree), valueDim];
   const meaning = `batch, chunks of ${chunkSize} tokens, heads, expandedDim for degree ${degree} and head dim ${dims.headDim}, valueDim`;
   checkShapeIs(caller, "states.s", states.s, wanted, meaning);
-  if (options.logG) checkLogG(caller, options.logG, [dims.batch, dims.time, heads]);
-  const device = checkDevices(caller, { q, "states.s": states.s, "states.z": states.z, logG: options.logG });
-  const logG = options.logG?.contiguous();
-  if (logG) checkGates(caller, logG);
-  const plan = sequencePlan(
+  const { device, plan, logG } = planPart(
+    caller,
     { ...dims, heads, valueDim },
-    { degree, scale, chunkSize: chunks > 0 ? chunkSize : 1, gated: logG !== undefined },
+    { q, "states.s": states.s, "states.z": states.z },
+    { logG: options.logG, degree, scale, chunkSize },
   );
   const inputs = { q: innermost(q), states: { s: states.s.contiguous(), z: states.z.contiguous() }, logG };
   const out = queryStateForward(device, plan, inputs);

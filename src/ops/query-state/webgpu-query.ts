@@ -1,13 +1,10 @@
 import { webgpuDevice } from "../../devices/webgpu/device.js";
 import type { KernelSource } from "../../devices/webgpu/kernel.js";
-import { RANGES, tileBody } from "../../devices/webgpu/matrix-tiles.js";
 import { GATES, TILES } from "../../devices/webgpu/tiles.js";
 import type { Tensor } from "../../tensor/tensor.js";
-import { largestOfChunks } from "../chunk-state/webgpu-largest.js";
 import { MONOMIALS, monomialTable } from "../feature-map/webgpu-monomials.js";
 import type { SequencePlan } from "../power-attention/contract.js";
 import { absent } from "../power-attention/webgpu-gates.js";
-import { largest } from "../reduce/webgpu.js";
 
 /** Which vectors read a state: queries, weighted scale^p · exp(G_t), or keys, weighted exp(G_end − G_t). */
 export type Side = "queries" | "keys";
@@ -25,7 +22,7 @@ fn weight_of(gate0: u32, t: u32, end: u32) -> f32 {
  * result_t = weight_t · φ(x_t)ᵀ s and sum_t = weight_t · φ(x_t)·z with the state of t's chunk: [tokens × features] by
  * [features × e], left tiles made as needed.
  */
-const queryBody = `${GATES}${MONOMIALS}${WEIGHTS}${RANGES}
+const queryBody = `${TILES}${GATES}${MONOMIALS}${WEIGHTS}
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane: u32) {
   let r = lane & 15u;
@@ -47,48 +44,45 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane:
   var origin: vec4u;
   for (var j = 0u; j < 4u; j++) { origin[j] = b * P.xB + min(row0 + 4u * c + j, end - 1u) * P.xT + id.y * P.xH; }
   // Added up in runs of 256 features: one long f32 sum of terms of either sign would lose a digit at degree 4.
-  // On matrix units the state and the tokens of its chunk are scaled by powers of two.
-  var xScale = 1.0;
-  var sScale = 1.0;
-  if (SCALED) {
-    xScale = power_of_two_for(load_xLargest(state));
-    sScale = power_of_two_for(load_sLargest(state));
-  }
   var total = array<vec4f, 4>();
-  var sums: Sums;
+  var run = array<vec4f, 4>();
   var sum = vec4f(0);
   for (var base = 0u; base < P.features; base += STEP) {
-    if (!SCALED && (base & 255u) == 0u) { flush_sums(&sums, &total); }
+    if ((base & 255u) == 0u) {
+      for (var j = 0u; j < 4u; j++) {
+        total[j] += run[j];
+        run[j] = vec4f(0);
+      }
+    }
     let own = monomial(base + r);
     var phi = vec4f(own.root);
     for (var k = 0u; k < DEGREE; k++) {
       let i = factor(own, k);
-      phi *= xScale * vec4f(load_x(origin.x + i), load_x(origin.y + i), load_x(origin.z + i), load_x(origin.w + i));
+      phi *= vec4f(load_x(origin.x + i), load_x(origin.y + i), load_x(origin.z + i), load_x(origin.w + i));
     }
     var s = vec4f(0);
     if (base + c < P.features) {
       for (var j = 0u; j < 4u; j++) {
         let i = column0 + 4u * r + j;
-        if (i < P.valueDim) { s[j] = sScale * load_s((state * P.features + base + c) * P.valueDim + i); }
+        if (i < P.valueDim) { s[j] = load_s((state * P.features + base + c) * P.valueDim + i); }
       }
     }
     if (SUM && base + r < P.features) { sum += phi * load_z(state * P.features + base + r); }
     workgroupBarrier();
-    put_left(r, c, phi);
-    put_right(c, r, s);
+    left[slot(r, c)] = phi;
+    right[slot(c, r)] = s;
     workgroupBarrier();
-    multiply_tiles(&sums, lane);
+    multiply(&run, r, c);
   }
 
-  let rest = own_sums(&sums, lane);
-  for (var j = 0u; j < 4u; j++) { total[j] += rest[j]; }
+  for (var j = 0u; j < 4u; j++) { total[j] += run[j]; }
   let rowTotal = sum_lanes(sum, r, c);
   let gate0 = (b * P.heads + head) * P.time;
   for (var i = 0u; i < 4u; i++) {
     let own = row0 + 4u * c + i;
     if (SUM && r == 0u && column0 == 0u && own < end) {
       let at = (b * P.time + own) * P.heads * P.members + id.y;
-      let value = weight_of(gate0, own, end) * restore(rowTotal[i], xScale);
+      let value = weight_of(gate0, own, end) * rowTotal[i];
       if (P.accumulate == 1u) { store_rowSum(at, load_rowSum(at) + value); }
       else { store_rowSum(at, value); }
     }
@@ -100,7 +94,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane:
       let column = column0 + 4u * c + j;
       if (column >= P.valueDim) { break; }
       let to = at * P.valueDim + column;
-      let value = weight * restore(total[j][i] / sScale, xScale);
+      let value = weight * total[j][i];
       if (P.accumulate == 1u) { store_result(to, load_result(to) + value); }
       else { store_result(to, value); }
     }
@@ -268,20 +262,13 @@ export function readState(
   accumulate: boolean,
 ): void {
   const device = webgpuDevice(x);
-  const { constants, parameters, tiles: rowTiles, xHeads } = shared(plan, side, x, accumulate);
-  const tiles = tileBody(x.dtype === "f32" ? undefined : device.matrixUnits, device.gpu.limits);
-  const scaled = tiles.directives !== "";
-  const scales: Record<string, Tensor> = scaled
-    ? { xLargest: largestOfChunks(plan, x), sLargest: largest(states.s, [3, 4]) }
-    : {};
-  const nothing = (name: string) => `fn load_${name}(i: u32) -> f32 { return 0.0; }\n`;
-  const unused = [
-    ...(rowSum ? [] : [nothing("rowSum"), "fn store_rowSum(i: u32, value: f32) {}\n"]),
-    ...(scaled ? [] : [nothing("xLargest"), nothing("sLargest")]),
-  ];
+  const { constants, parameters, tiles, xHeads } = shared(plan, side, x, accumulate);
+  const unused = rowSum
+    ? ""
+    : "fn load_rowSum(i: u32) -> f32 { return 0.0; }\nfn store_rowSum(i: u32, value: f32) {}\n";
   const source: KernelSource = {
-    name: `read-state${scaled ? "-matrix-units" : ""}`,
-    constants: { ...constants, SUM: rowSum !== undefined, SCALED: scaled, ...tiles.constants },
+    name: "read-state",
+    constants: { ...constants, SUM: rowSum !== undefined },
     tensors: {
       x: { dtype: x.dtype, access: "read" },
       s: { dtype: "f32", access: "read" },
@@ -290,13 +277,9 @@ export function readState(
       monomials: { dtype: "i32", access: "read" },
       result: { dtype: "f32", access: "write" },
       ...(rowSum && { rowSum: { dtype: "f32", access: "write" } as const }),
-      ...(scaled && {
-        xLargest: { dtype: "f32", access: "read" } as const,
-        sLargest: { dtype: "f32", access: "read" } as const,
-      }),
     },
     parameters: PARAMETERS,
-    body: tiles.directives + unused.join("") + tiles.text + queryBody,
+    body: unused + queryBody,
   };
   device.dispatch(source, {
     tensors: {
@@ -306,12 +289,10 @@ export function readState(
       monomials: monomialTable(x, plan.headDim, plan.degree),
       result,
       ...(rowSum && { rowSum }),
-      ...scales,
     },
     parameters,
-    workgroups: [rowTiles * Math.ceil(plan.valueDim / 64), xHeads, plan.batch],
+    workgroups: [tiles * Math.ceil(plan.valueDim / 64), xHeads, plan.batch],
   });
-  for (const scale of Object.values(scales)) scale.dispose();
 }
 
 /**

@@ -25,10 +25,13 @@ import { MAKE_FEATURES, type PowerTiles, powerConstants } from "./tiles.js";
 const body = (tiles: PowerTiles, columns: number, degree: number, xOctets: number) => {
   const { groups, steps, down, across } = tiles.accumulate;
   const lanes = down * across * tiles.subgroupSize;
-  // At degree 2 a lane makes features of the same two blocks all along, and fetches its next tokens' while it multiplies.
-  const ahead = degree === 2 && (steps * groups) % lanes === 0;
-  const ownTokens = (steps * groups) / lanes;
   const laneAt = (k: number) => `(lane + ${k * lanes}u)`;
+  // At degree 2 a lane makes features of the same two blocks all along, and fetches its next tokens' while it multiplies.
+  // Nothing may be computed from what is fetched before it is needed: a lane waits where it first uses a load.
+  const ahead = degree === 2;
+  const ownTokens = Math.ceil((steps * groups) / lanes);
+  const within = (k: number, text: string) =>
+    (k + 1) * lanes <= steps * groups ? text : `if (${laneAt(k)} < STEPS * GROUPS) { ${text} }`;
   const values = tileAhead(
     "values",
     { lines: steps, octets: columns / 8, stride: rowStride(columns / 8), lanes },
@@ -36,15 +39,15 @@ const body = (tiles: PowerTiles, columns: number, degree: number, xOctets: numbe
   );
   const fetchFeatures = each(
     ownTokens,
-    (k) => `{ let row = row0 + base + ${laneAt(k)} % STEPS;
-      first_${k} = load4_x(row * X_OCTETS + (word_${k} & 255u) / 8u);
-      octet_${k} = load4_x(row * X_OCTETS + (word_${k} >> 24u));
-      weight_${k} = f16(exp2(FEATURE_EXPONENT) * load_tokens(4u * row + 3u)); }`,
+    (k) => `low_${k} = load4_x((row0 + base) * X_OCTETS + lowAt_${k});
+      high_${k} = load4_x((row0 + base) * X_OCTETS + highAt_${k});
+      weight_${k} = load_tokens(4u * (row0 + base) + tokenAt_${k});`,
   );
-  const makeAhead = each(
-    ownTokens,
-    (k) =>
-      `make_square(first_${k}, octet_${k}, weight_${k}, (${laneAt(k)} % STEPS) * PHI_STRIDE + 8u * (${laneAt(k)} / STEPS));`,
+  const makeAhead = each(ownTokens, (k) =>
+    within(
+      k,
+      `make_square(low_${k}, high_${k}, f16(exp2(FEATURE_EXPONENT) * weight_${k}), (${laneAt(k)} % STEPS) * PHI_STRIDE + 8u * (${laneAt(k)} / STEPS));`,
+    ),
   );
   const make = `for (var n = lane; n < STEPS * GROUPS; n += LANES) {
         let token = n % STEPS;
@@ -82,8 +85,13 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
     ahead
       ? each(
           ownTokens,
-          (k) => `let word_${k} = bitcast<u32>(load_octets(8u * (id.x * GROUPS + ${laneAt(k)} / STEPS)));
-  var first_${k} = vec4u(0); var octet_${k} = vec4u(0); var weight_${k} = 0.0h;`,
+          (
+            k,
+          ) => `let word_${k} = bitcast<u32>(load_octets(8u * min(id.x * GROUPS + ${laneAt(k)} / STEPS, P.features / 64u - 1u)));
+  let lowAt_${k} = ${laneAt(k)} % STEPS * X_OCTETS + (word_${k} & 255u) / 8u;
+  let highAt_${k} = ${laneAt(k)} % STEPS * X_OCTETS + (word_${k} >> 24u);
+  let tokenAt_${k} = 4u * (${laneAt(k)} % STEPS) + 3u;
+  var low_${k} = vec4u(0); var high_${k} = vec4u(0); var weight_${k} = 0.0;`,
         )
       : (higher?.declare ?? "")
   }
@@ -92,15 +100,14 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
     var base = 0u;
     ${fetch}
     ${higher?.keep ?? ""}
-    while (base < CHUNK_ROWS) {
+    for (var done = 0u; done < CHUNK_ROWS; done += STEPS) {
       workgroupBarrier();
       ${values.keep}
       ${ahead ? makeAhead : (higher?.make ?? make)}
       workgroupBarrier();
-      base += STEPS;
-      if (base < CHUNK_ROWS) {
-        ${fetch}
-      }
+      // The last once more, rather than a branch: lanes would wait at its end for what was fetched.
+      base = min(base + STEPS, CHUNK_ROWS - STEPS);
+      ${fetch}
       for (var step = 0u; step < STEPS; step += MATRIX_K) {
         ${multiplyAdd(
           own,
@@ -111,7 +118,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
             `subgroupMatrixLoad<Right${width}, row_major>(&values, step * Y_STRIDE + ownColumn / 8u + ${octet}u, Y_STRIDE)`,
         )}
       }
-      ${higher ? `if (base < CHUNK_ROWS) { ${higher.keep} }` : ""}
+      ${higher?.keep ?? ""}
     }
   }
   let feature = id.x * GROUPS * 64u + ownRow;

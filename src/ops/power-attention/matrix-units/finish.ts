@@ -1,7 +1,7 @@
 import { webgpuDevice } from "../../../devices/webgpu/device.js";
 import type { KernelSource } from "../../../devices/webgpu/kernel.js";
 import type { DType } from "../../../tensor/dtype.js";
-import type { Tensor } from "../../../tensor/tensor.js";
+import { empty, type Tensor } from "../../../tensor/tensor.js";
 import type { SequencePlan } from "../contract.js";
 import { absent } from "../webgpu-gates.js";
 import type { Levels } from "./levels.js";
@@ -57,51 +57,61 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   let line = (b * P.heads + head) * P.chunks + chunk;
   let token = 4u * (line * CHUNK_ROWS + t % P.chunkSize);
   let at = ((b * P.heads * P.group + queryHead) * P.chunks + chunk) * CHUNK_ROWS + t % P.chunkSize;
-  let level = load_tokens(token + 1u) + load_tokens(token + 2u);
-  // Relative to the pairs' level: what both have in common comes last.
-  let near = exp2(-WEIGHT_EXPONENT) * vec2f(power_of(load_valueLargest((b * P.chunks + chunk) * P.heads + head)), 1.0);
-  var far = vec2f(0);
   let reads = STATES && chunk >= P.firstChunk;
+  var ofState = vec2f(0);
   if (reads) {
-    far = exp2(min(load_tokens(token + 2u) - level - FEATURE_EXPONENT, 126.0)) *
-      vec2f(load_factors(${FACTORS}u * line + 5u), load_factors(${FACTORS}u * line + 6u));
+    ofState = load_tokens(token + 2u) - FEATURE_EXPONENT +
+      vec2f(log_of(load_factors(${FACTORS}u * line + 5u)), log_of(load_factors(${FACTORS}u * line + 6u)));
   }
-  var sum = near.y * load_near(at * COLUMNS + SUM_COLUMN);
+  // Relative to the pairs' level, or to the states' own where there are no pairs: what all have in common comes last.
+  var level = ofState;
+  var near = vec2f(0);
+  var sum = 0.0;
+  if (NEAR) {
+    level = vec2f(load_tokens(token + 1u) + load_tokens(token + 2u));
+    near = exp2(-WEIGHT_EXPONENT) * vec2f(power_of(load_valueLargest((b * P.chunks + chunk) * P.heads + head)), 1.0);
+    sum = near.y * load_near(at * COLUMNS + SUM_COLUMN);
+  }
+  let far = exp2(min(ofState - level, vec2f(126.0)));
   if (reads) { sum += far.y * load_far(at * COLUMNS + SUM_COLUMN); }
-  let shared_factor = exp2(level + DEGREE * load_exponents(at) + P.scaleLog);
-  var factor = shared_factor;
+  let shared_factors = exp2(level + DEGREE * load_exponents(at) + P.scaleLog);
+  var factor = shared_factors.x;
   if (DIVIDE) { factor = select(1.0 / sum, 0.0, sum == 0.0); }
-  if (lane % 8u == 0u) { store_rowSum(row, shared_factor * sum); }
+  if (lane % 8u == 0u) { store_rowSum(row, shared_factors.y * sum); }
   for (var i = 2u * (lane % 8u); i < P.valueDim; i += 16u) {
     let odd = i + 1u < P.valueDim;
-    var value = near.x * vec2f(load_near(at * COLUMNS + i), load_near(at * COLUMNS + i + 1u));
+    var value = vec2f(0);
+    if (NEAR) { value = near.x * vec2f(load_near(at * COLUMNS + i), load_near(at * COLUMNS + i + 1u)); }
     if (reads) { value += far.x * vec2f(load_far(at * COLUMNS + i), load_far(at * COLUMNS + i + 1u)); }
     value *= factor;
     let to = row * P.valueDim + i;
     if (EVEN) {
       store2_y(to, value.x, value.y);
-      store2_output(to, value.x, value.y);
+      if (ROUNDED) { store2_output(to, value.x, value.y); }
     } else {
       store_y(to, value.x);
-      store_output(to, value.x);
-      if (odd) { store_y(to + 1u, value.y); store_output(to + 1u, value.y); }
+      if (odd) { store_y(to + 1u, value.y); }
+      if (ROUNDED) {
+        store_output(to, value.x);
+        if (odd) { store_output(to + 1u, value.y); }
+      }
     }
   }
 }`,
 });
 
-/** y [B, T, Hq, e] f32, its sums of weights [B, T, Hq] f32, and y in the dtype of the inputs: all contiguous. */
+/** y [B, T, Hq, e] f32, its sums of weights [B, T, Hq] f32, and where wanted y in the dtype of the inputs: all contiguous. */
 export interface Output {
   y: Tensor;
   rowSum: Tensor;
-  output: Tensor;
+  output?: Tensor;
 }
 
-/** Fills `result`; y is divided by the sums where `divide` says so. */
+/** Fills `result` from pairs, from states or from both; where pairs take part, y is divided by the sums if `divide` says so. */
 export function finish(
   plan: SequencePlan,
   divide: boolean,
-  near: Tensor,
+  near: Tensor | undefined,
   far: { read: Tensor; states: ChunkStates; firstChunk: number } | undefined,
   queries: Packed,
   keys: Levels,
@@ -110,30 +120,34 @@ export function finish(
   result: Output,
 ): void {
   const { batch, time, queryHeads, heads, valueDim, chunkSize, chunks, degree, scale } = plan;
-  const device = webgpuDevice(near);
-  const none = absent(near);
+  const { y, rowSum, output } = result;
+  const device = webgpuDevice(y);
+  const none = absent(y);
   const rows = batch * time * queryHeads;
+  const [, columns] = (near ?? far?.read)!.shape;
   device.dispatch(
-    kernel(result.output.dtype, {
+    kernel(output?.dtype ?? "f32", {
       DEGREE: degree,
       CHUNK_ROWS: chunkRows(plan),
-      COLUMNS: near.shape[1],
+      COLUMNS: columns,
       SUM_COLUMN: 8 * sumAt,
       WEIGHT_EXPONENT,
       FEATURE_EXPONENT,
+      NEAR: near !== undefined,
       STATES: far !== undefined,
+      ROUNDED: output !== undefined,
       DIVIDE: divide,
       EVEN: valueDim % 2 === 0,
     }),
     {
       tensors: {
-        near,
+        near: near ?? none,
         far: far?.read ?? none,
         tokens: keys.tokens,
         exponents: queries.exponents,
         valueLargest,
         factors: far?.states.factors ?? none,
-        ...result,
+        ...{ y, rowSum, output: output ?? empty([1], device, "f32") },
       },
       parameters: {
         ...{ time, heads, group: queryHeads / heads, chunkSize, chunks, valueDim, rows },

@@ -33,13 +33,13 @@ function elementsAhead(
 ) {
   const size = lines * octets;
   const count = Math.ceil(size / lanes);
-  const n = (k: number) => `(lane + ${k * lanes}u)`;
+  const n = (k: number) => `lane + ${k * lanes}u`;
   const within = (k: number, text: string) => ((k + 1) * lanes <= size ? text : `if (${n(k)} < ${size}u) { ${text} }`);
   return {
     declare: each(count, (k) => `var elements_next_${k} = vec4u(0);`),
     fetch: each(count, (k) => within(k, `elements_next_${k} = ${source(n(k))};`)),
     keep: each(count, (k) =>
-      within(k, `keep_elements(${n(k)} / ${octets}u, ${n(k)} % ${octets}u, elements_next_${k});`),
+      within(k, `keep_elements((${n(k)}) / ${octets}u, (${n(k)}) % ${octets}u, elements_next_${k});`),
     ),
   };
 }
@@ -71,22 +71,23 @@ export function accumulateHigher(degree: number, octets: number, size: number, s
     declare: `${rows.declare}
   ${each(
     turns,
-    (k) => `${groupWords(`id.x * GROUPS + ${group(k)}`, `_${k}`)}
-  var octet_${k} = vec4u(0); var weight_${k} = 0.0h;`,
+    (k) => `${groupWords(`min(id.x * GROUPS + ${group(k)}, P.features / 64u - 1u)`, `_${k}`)}
+  var octet_${k} = vec4u(0); var weight_${k} = 0.0;`,
   )}`,
     fetch: `${rows.fetch}
     ${each(
       turns,
       (k) => `{ let row = row0 + base + ${token(k)};
       octet_${k} = load4_x(row * X_OCTETS + (word_0_${k} >> 24u));
-      weight_${k} = f16(exp2(FEATURE_EXPONENT) * load_tokens(4u * row + 3u)); }`,
+      weight_${k} = load_tokens(4u * row + 3u); }`,
     )}`,
     keep: rows.keep,
     make: each(turns, (k) =>
       within(
         k,
         `{ let at = ${token(k)} * PHI_STRIDE + 8u * ((lane + ${k * lanes}u) / STEPS);
-      ${makeHigher(token(k), `octet_${k}`, `weight_${k}`, "at", `_${k}`)} }`,
+      let weight = f16(exp2(FEATURE_EXPONENT) * weight_${k});
+      ${makeHigher(token(k), `octet_${k}`, "weight", "at", `_${k}`)} }`,
       ),
     ),
   };
@@ -109,6 +110,7 @@ export function readHigher(degree: number, octets: number, tokens: number, lanes
   }
   var block = 0xffffffffu;
   ${each(turns, (k) => `var octet_${k} = vec4u(0);`)}`,
+    fetch: "",
     make: `${groupWords("group")}
     if (word_0 >> 24u != block) {
       block = word_0 >> 24u;

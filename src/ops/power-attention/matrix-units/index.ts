@@ -2,18 +2,20 @@ import { webgpuDevice } from "../../../devices/webgpu/device.js";
 import { fromValues, type Tensor } from "../../../tensor/tensor.js";
 import { largestOfChunks } from "../../chunk-state/webgpu-largest.js";
 import type { SequencePlan, State } from "../contract.js";
+import { type Part, partsOf } from "../webgpu-parts.js";
 import { accumulate } from "./accumulate.js";
 import { featureGradient } from "./feature-gradient.js";
 import { type FeatureOrder, featureOrder, OCTET } from "./features.js";
 import { finish, type Output } from "./finish.js";
-import { joinGradient } from "./join.js";
+import { type FarSums, joinGradient } from "./join.js";
 import { type Levels, laterLevels, levels } from "./levels.js";
-import { type Packed, packGradients, packRows, packValues, valueOctets } from "./pack.js";
+import { type Packed, packGradients, packRows, packValues, type RowGradients, valueOctets } from "./pack.js";
 import { pairs } from "./pairs.js";
 import { pairsGradients } from "./pairs-gradients.js";
 import { read } from "./read.js";
 import { type ChunkStates, scanStates } from "./scan.js";
 import { squareGradient } from "./square-gradient.js";
+import { squareSums } from "./square-sums.js";
 import { type PowerTiles, powerTiles } from "./tiles.js";
 
 /** Half inputs of a call, or of a part of one, and its gates as gateSums gives them. */
@@ -33,7 +35,7 @@ export function tilesFor(plan: SequencePlan, x: Tensor): PowerTiles | undefined 
 }
 
 /** φ's order for a plan, and its table of octets on the device. */
-function orderOf({ headDim, degree }: SequencePlan, tiles: PowerTiles, like: Tensor): [FeatureOrder, Tensor] {
+export function orderOf({ headDim, degree }: SequencePlan, tiles: PowerTiles, like: Tensor): [FeatureOrder, Tensor] {
   const { groups } = tiles.accumulate;
   const order = featureOrder(headDim, degree, groups);
   const octets = webgpuDevice(like).constant(`octets ${headDim} ${degree} ${groups}`, () =>
@@ -48,16 +50,36 @@ export function chunkStateBytes(plan: SequencePlan, tiles: PowerTiles): number {
   return 6 * plan.heads * features * OCTET * valueOctets(plan.valueDim, tiles).stride;
 }
 
-interface PackedKeys {
+/**
+ * The parts in which chunk states that are given or asked for are taken, none more than a kernel sees of a buffer; and the
+ * tiles where half inputs go on matrix units.
+ */
+export function statesInParts(plan: SequencePlan, x: Tensor): { tiles: PowerTiles | undefined; parts: Part[] } {
+  const { heads, expandedDim, valueDim } = plan;
+  const tiles = plan.time > 0 ? tilesFor(plan, x) : undefined;
+  const bytes = tiles ? chunkStateBytes(plan, tiles) : 0;
+  // States are padded on matrix units: a chunk's may be more than a kernel sees where the portable kernels' are not.
+  if (tiles && bytes <= webgpuDevice(x).gpu.limits.maxStorageBufferBindingSize) {
+    return { tiles, parts: partsOf(plan, bytes, x) };
+  }
+  return { tiles: undefined, parts: partsOf(plan, 4 * heads * expandedDim * valueDim, x) };
+}
+
+export interface PackedKeys {
   k: Packed;
   v: Packed;
   valueLargest: Tensor;
   levels: Levels;
 }
 
-function packKeys(plan: SequencePlan, tiles: PowerTiles, { k, v, gates }: HalfInputs): PackedKeys {
+/** `valueLargest`, or more: whatever values and what arrives at their sums are to be divided by. */
+export function packKeys(
+  plan: SequencePlan,
+  tiles: PowerTiles,
+  { k, v, gates }: Omit<HalfInputs, "q">,
+  valueLargest = largestOfChunks(plan, v),
+): PackedKeys {
   const packed = packRows(plan, k, tiles.stepMultiple);
-  const valueLargest = largestOfChunks(plan, v);
   return {
     k: packed,
     v: packValues(plan, v, valueLargest, tiles),
@@ -95,6 +117,26 @@ const enteringStates = (
   first: Partial<State> | undefined,
   wantLast: boolean,
 ) => chunkStates(plan, tiles, keys, { side: "keys", x: keys.k, y: keys.v, levels: keys.levels, first, wantLast });
+
+/** What the gradient of packed x is made of that reads states (queries, y = dy) or makes them (keys, y = v). */
+export function throughFeatures(
+  plan: SequencePlan,
+  tiles: PowerTiles,
+  side: "queries" | "keys",
+  x: Packed,
+  y: Packed,
+  states: ChunkStates,
+  valueLargest: Tensor,
+  from: number,
+): { far: Tensor; sums?: FarSums } {
+  const { sumAt } = valueOctets(plan.valueDim, tiles);
+  if (plan.degree === 2) {
+    const far = squareGradient(plan, tiles, x, y, states.s, sumAt, from);
+    return { far, sums: { far: squareSums(plan, tiles, x, states.s, sumAt, from), column: OCTET * sumAt } };
+  }
+  const [, octets] = orderOf(plan, tiles, x.values);
+  return { far: featureGradient(plan, tiles, side, x, y, states, octets, sumAt, valueLargest, from) };
+}
 
 /** What a forward makes that its backward would make again. */
 interface Kept {
@@ -156,9 +198,7 @@ export function leavingState(
 }
 
 export interface HalfUpstream {
-  /** f32 [B, T, Hq, e] and [B, T, Hq]: gradients of y and of its sums of weights, before they are divided. */
-  dy: Tensor;
-  dsum: Tensor;
+  gradients: RowGradients;
   /** What entered the first chunk, and the gradient of what left the last. */
   first: Partial<State> | undefined;
   dLast: Partial<State> | undefined;
@@ -177,7 +217,7 @@ export function backwardOnMatrixUnits(
   plan: SequencePlan,
   tiles: PowerTiles,
   inputs: HalfInputs,
-  { dy: dyGiven, dsum, first, dLast }: HalfUpstream,
+  { gradients, first, dLast }: HalfUpstream,
   into: HalfGradients,
   wantFirst: boolean,
   kept: Kept | undefined,
@@ -187,7 +227,7 @@ export function backwardOnMatrixUnits(
   const keys = kept?.keys ?? packKeys(plan, tiles, inputs);
   const { k, v, valueLargest } = keys;
   const q = kept?.q ?? packRows(plan, inputs.q, tiles.stepMultiple);
-  const dy = packGradients(plan, dyGiven, dsum, valueLargest, tiles);
+  const dy = packGradients(plan, gradients, valueLargest, tiles);
   const queryLevels = levels(plan, q, inputs.gates, dy);
   const later = laterLevels(plan, queryLevels);
   const near = pairsGradients(plan, tiles, { q, k, v, dy, sumAt, keys: keys.levels, queries: queryLevels, later });
@@ -195,11 +235,7 @@ export function backwardOnMatrixUnits(
   const firstChunk = first ? 0 : 1;
   const reads = plan.chunks > firstChunk;
   const entering = reads ? (kept?.entering ?? enteringStates(plan, tiles, keys, first, false)) : undefined;
-  const throughFeatures = (side: "queries" | "keys", x: Packed, y: Packed, states: ChunkStates, from: number) =>
-    plan.degree === 2
-      ? squareGradient(plan, tiles, x, y, states.s, sumAt, from)
-      : { far: featureGradient(plan, tiles, side, x, y, states, octets, sumAt, valueLargest, from) };
-  const farQ = entering && throughFeatures("queries", q, dy, entering, firstChunk);
+  const farQ = entering && throughFeatures(plan, tiles, "queries", q, dy, entering, valueLargest, firstChunk);
   const arrives = plan.chunks > 1 || dLast !== undefined;
   const arriving =
     arrives || wantFirst
@@ -207,13 +243,13 @@ export function backwardOnMatrixUnits(
           ...{ side: "queries", x: q, y: dy, levels: queryLevels, first: dLast, wantLast: wantFirst },
         })
       : undefined;
-  const farK = arriving && throughFeatures("keys", k, v, arriving, 0);
+  const farK = arriving && throughFeatures(plan, tiles, "keys", k, v, arriving, valueLargest, 0);
   const farV = arriving && read(plan, tiles, k, arriving.s, octets, 0);
 
   const shared = { keys: keys.levels, later, dy, valueLargest };
   const parts = {
-    q: { ...shared, near: near.dQ, far: undefined, ...farQ, states: entering, firstChunk, x: q },
-    k: { ...shared, near: near.dK, far: undefined, ...farK, states: arriving, firstChunk: 0, x: k },
+    q: { ...shared, near: near.dQ, ...farQ, states: entering, firstChunk, x: q },
+    k: { ...shared, near: near.dK, ...farK, states: arriving, firstChunk: 0, x: k },
   };
   for (const what of ["q", "k"] as const) joinGradient(plan, what, parts[what], into[what], into.products?.[what]);
   joinGradient(plan, "v", { ...shared, near: near.dV, far: farV, states: arriving, firstChunk: 0, x: k }, into.v);

@@ -34,7 +34,9 @@ const kernel = (dtype: DType, constants: Record<string, number | boolean>): Kern
     far: { dtype: "f32", access: "read" },
     farSums: { dtype: "f32", access: "read" },
     keyTokens: { dtype: "f32", access: "read" },
-    later: { dtype: "f32", access: "read" },
+    ...(constants.KIND === QUERIES
+      ? { dy: { dtype: "f16", access: "read" } }
+      : { later: { dtype: "f32", access: "read" } }),
     exponents: { dtype: "f32", access: "read" },
     gradients: { dtype: "f32", access: "read" },
     valueLargest: { dtype: "f32", access: "read" },
@@ -53,6 +55,7 @@ const kernel = (dtype: DType, constants: Record<string, number | boolean>): Kern
     nearWidth: "u32",
     farWidth: "u32",
     xWidth: "u32",
+    dyWidth: "u32",
     firstChunk: "u32",
     rows: "u32",
     scaleLog: "f32",
@@ -79,16 +82,18 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   let gateEnd = load_keyTokens(4u * last + 2u);
   let valueE = f32(exponent_of(load_valueLargest((b * P.chunks + chunk) * P.heads + head)));
   let own = DEGREE_LESS_1 * load_exponents(at);
+  var later = 0.0;
+  ${constants.KIND === QUERIES ? "" : "if (NEAR) { later = load_later(at); }"}
   var near = P.scaleLog;
   var far = 0.0;
   if (KIND == QUERIES) {
     near += own + load_gradients(at) + valueE + load_keyTokens(4u * keyRow + 1u) + gate - GRADIENT_EXPONENT;
     far = P.scaleLog + own + load_gradients(at) + gate;
   } else if (KIND == KEYS) {
-    near += own + valueE - gate + load_later(at) - GRADIENT_EXPONENT;
+    near += own + valueE - gate + later - GRADIENT_EXPONENT;
     far = own + valueE + gateEnd - gate;
   } else {
-    near += load_keyTokens(4u * keyRow) + load_later(at) - WEIGHT_EXPONENT;
+    near += load_keyTokens(4u * keyRow) + later - WEIGHT_EXPONENT;
     far = load_keyTokens(4u * keyRow) + gateEnd - FEATURE_EXPONENT;
   }
   let nearFactor = exp2(near) * select(f32(DEGREE_LESS_1 + 1), 1.0, KIND == VALUES);
@@ -96,13 +101,15 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   var farFactor = 0.0;
   var sumFactor = 0.0;
   if (reads) {
-    farFactor = exp2(far) * load_factors(${FACTORS}u * line + 5u);
-    sumFactor = exp2(far + select(-valueE, valueE, KIND == QUERIES)) * load_factors(${FACTORS}u * line + 6u);
+    farFactor = exp2(far + log_of(load_factors(${FACTORS}u * line + 5u)));
+    sumFactor = exp2(far + select(-valueE, valueE, KIND == QUERIES) + log_of(load_factors(${FACTORS}u * line + 6u)));
+    ${constants.KIND === QUERIES ? "if (SUMS) { sumFactor *= load_dy(at * P.dyWidth + SUM_COLUMN); }" : ""}
   }
   var dot = 0.0;
   for (var i = 2u * (lane % 16u); i < P.width; i += 32u) {
     let from_near = at * P.nearWidth + i;
-    var value = nearFactor * vec2f(load_near(from_near), load_near(from_near + 1u));
+    var value = vec2f(0);
+    if (NEAR) { value = nearFactor * vec2f(load_near(from_near), load_near(from_near + 1u)); }
     if (reads) {
       let from_far = at * P.farWidth + i;
       value += farFactor * vec2f(load_far(from_far), load_far(from_far + 1u));
@@ -129,17 +136,25 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
 }`,
 });
 
+/** What came through sums of weights, for gradients of sums of 1; those of queries' sums are in a column of packed dy. */
+export interface FarSums {
+  far: Tensor;
+  column: number;
+}
+
 export interface JoinInputs {
-  near: Tensor;
-  far: Tensor | undefined;
-  farSums?: Tensor;
+  /** From pairs, and from states: either or both. */
+  near?: Tensor;
+  far?: Tensor;
+  sums?: FarSums;
   states: ChunkStates | undefined;
   firstChunk: number;
   keys: Levels;
-  later: Tensor;
-  /** Packed queries or keys, whichever dx belongs to (keys for values); and the packed gradients at queries. */
+  /** For pairs, at keys and values. */
+  later?: Tensor;
+  /** Packed queries or keys, whichever dx belongs to (keys for values); and, for queries, the packed gradients at them. */
   x: Packed;
-  dy: Packed;
+  dy?: Packed;
   valueLargest: Tensor;
 }
 
@@ -154,10 +169,10 @@ export function joinGradient(
   dx: Tensor,
   products?: Tensor,
 ): void {
-  const { near, far, farSums, states, firstChunk, keys, later, x, dy, valueLargest } = inputs;
+  const { near, far, sums, states, firstChunk, keys, later, x, dy, valueLargest } = inputs;
   const { time, heads, chunkSize, chunks, degree, scale } = plan;
-  const device = webgpuDevice(near);
-  const none = absent(near);
+  const device = webgpuDevice(dx);
+  const none = absent(dx);
   const [, , xHeads, width] = dx.shape;
   const rows = dx.size / width;
   device.dispatch(
@@ -166,20 +181,22 @@ export function joinGradient(
       EVEN: width % 2 === 0,
       ...{ QUERIES, KEYS, VALUES, KIND: KIND[what] },
       DEGREE_LESS_1: degree - 1,
+      NEAR: near !== undefined,
       STATES: far !== undefined,
-      SUMS: farSums !== undefined,
+      SUMS: sums !== undefined,
+      SUM_COLUMN: sums?.column ?? 0,
       CHUNK_ROWS: chunkRows(plan),
       ...{ GRADIENT_EXPONENT, WEIGHT_EXPONENT, FEATURE_EXPONENT },
     }),
     {
       tensors: {
-        near,
+        near: near ?? none,
         far: far ?? none,
-        farSums: farSums ?? none,
+        farSums: sums?.far ?? none,
         keyTokens: keys.tokens,
-        later,
+        ...(what === "q" ? { dy: dy?.values ?? empty([2], device, "f16") } : { later: later ?? none }),
         exponents: x.exponents,
-        gradients: dy.exponents,
+        gradients: dy?.exponents ?? none,
         valueLargest,
         factors: states?.factors ?? none,
         x: x.values,
@@ -188,9 +205,10 @@ export function joinGradient(
       },
       parameters: {
         ...{ time, heads, members: xHeads / heads, chunkSize, chunks, width, firstChunk, rows },
-        nearWidth: near.shape[1],
+        nearWidth: near?.shape[1] ?? 0,
         farWidth: far?.shape[1] ?? 0,
         xWidth: x.values.shape[1],
+        dyWidth: dy?.values.shape[1] ?? 0,
         scaleLog: degree * Math.log2(Math.abs(scale)),
       },
       workgroups: device.spread(Math.ceil(rows / 16)),

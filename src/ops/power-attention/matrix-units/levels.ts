@@ -3,6 +3,7 @@ import type { KernelSource } from "../../../devices/webgpu/kernel.js";
 import { GATES } from "../../../devices/webgpu/tiles.js";
 import { empty, type Tensor } from "../../../tensor/tensor.js";
 import type { SequencePlan } from "../contract.js";
+import { zerosLike } from "../webgpu-rows.js";
 import { chunkRows, type Packed } from "./pack.js";
 
 /**
@@ -99,8 +100,10 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
 }`,
 });
 
+type Exponents = Pick<Packed, "exponents">;
+
 /** Levels of keys, or of queries with the gradients that arrived at them; `gates` as gateSums gives them. */
-export function levels(plan: SequencePlan, x: Packed, gates: Tensor, gradients?: Packed): Levels {
+export function levels(plan: SequencePlan, x: Exponents, gates: Tensor, gradients?: Exponents): Levels {
   const { batch, time, queryHeads, heads, chunkSize, chunks, degree, gated } = plan;
   const { exponents } = x;
   const queries = gradients !== undefined;
@@ -161,4 +164,10 @@ export function laterLevels(plan: SequencePlan, queries: Levels): Tensor {
     workgroups: device.spread(lines),
   });
   return later;
+}
+
+/** Levels of keys all of length 1: for what needs gates and has no keys. */
+export function levelsOfGates(plan: SequencePlan, gates: Tensor): Levels {
+  const rows = plan.batch * plan.heads * plan.chunks * chunkRows(plan);
+  return levels(plan, { exponents: zerosLike([rows], gates, "f32") }, gates);
 }

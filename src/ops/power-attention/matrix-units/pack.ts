@@ -12,8 +12,11 @@ import { EXPONENTS, HALVES } from "./text.js";
 /** Rows of a chunk are padded with zeros to a multiple of this. */
 const ROW_MULTIPLE = 32;
 
+/** Of a plan what decides where rows go. */
+export type PackPlan = Pick<SequencePlan, "batch" | "time" | "heads" | "chunkSize" | "chunks">;
+
 /** Rows that a chunk takes in packed tensors. */
-export function chunkRows({ chunkSize }: SequencePlan): number {
+export function chunkRows({ chunkSize }: Pick<SequencePlan, "chunkSize">): number {
   return Math.ceil(chunkSize / ROW_MULTIPLE) * ROW_MULTIPLE;
 }
 
@@ -31,6 +34,7 @@ export interface Packed {
 
 const PARAMETERS = {
   rows: "u32",
+  chunkRows: "u32",
   time: "u32",
   chunkSize: "u32",
   chunks: "u32",
@@ -42,18 +46,36 @@ const PARAMETERS = {
   xH: "u32",
 } as const;
 
+/** Elements 8 · part … of a row that begins at `base`; beyond its width they stay as they are. */
+const loadEight = (name: string, to: string, base: string, wide: boolean) =>
+  wide
+    ? `if (8u * part < P.width) {
+      let eight = load8_${name}(${base} + 8u * part);
+      ${each(4, (j) => `${to}[${j}] = eight.a[${j}]; ${to}[${j + 4}] = eight.b[${j}];`)}
+    }`
+    : each(8, (j) => `if (8u * part + ${j}u < P.width) { ${to}[${j}] = load_${name}(${base} + 8u * part + ${j}u); }`);
+
 /**
  * A workgroup takes 256 / LOADED rows, a lane for each eight elements. `BY_ROW`: each row's length comes into [½, 1), so
  * that no product of packed rows is above 1; else each chunk's largest magnitude does, by `largest`. Where a row has octets
- * more than are loaded, the first of those begins with 1, or with `extra` of the row divided by both powers of two.
+ * more than are loaded, the first of those begins with 1, or with `extra` of the row: divided by the chunk's power of two it
+ * is an element of the row like others. With `mean`, rows are gradients of a mean of values: they are divided by its sum of
+ * weights first, and `extra`, the gradient of that sum, is less the row's product with the mean.
  */
-const kernel = (dtype: DType, wide: boolean, constants: Record<string, number | boolean>): KernelSource => ({
+const kernel = (
+  dtype: DType,
+  wide: boolean,
+  mean: { wide: boolean } | undefined,
+  constants: Record<string, number | boolean>,
+): KernelSource => ({
   name: "pack-halves",
   constants,
   tensors: {
     x: { dtype, access: "read", wide },
     largest: { dtype: "f32", access: "read" },
-    extra: { dtype: "f32", access: "read" },
+    ...(mean
+      ? { mean: { dtype: "f32", access: "read", wide: mean.wide }, rowSum: { dtype: "f32", access: "read" } }
+      : { extra: { dtype: "f32", access: "read" } }),
     packed: { dtype: "f16", access: "write", vectors: true },
     exponents: { dtype: "f32", access: "write" },
   },
@@ -74,30 +96,56 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   let part = lane % LOADED;
   let row = (id.x + id.y * groups.x) * ROWS + lane / LOADED;
   let inside = lane / LOADED < ROWS && row < P.rows;
-  let inChunk = row % CHUNK_ROWS;
-  let line = row / CHUNK_ROWS; // counts b, head, chunk
+  let inChunk = row % P.chunkRows;
+  let line = row / P.chunkRows; // counts b, head, chunk
   let chunk = line % P.chunks;
   let head = (line / P.chunks) % P.heads;
   let b = line / (P.chunks * P.heads);
   let t = chunk * P.chunkSize + inChunk;
   let alive = inside && inChunk < P.chunkSize && t < P.time;
 
+  let tokenRow = (b * P.time + t) * P.heads + head;
   var value = array<f32, 8>();
+  var average = array<f32, 8>();
+  var factor = 1.0;
   var most = 0u;
   if (alive) {
-    let x0 = b * P.xB + t * P.xT + head * P.xH;
+    ${loadEight("x", "value", "b * P.xB + t * P.xT + head * P.xH", wide)}
     ${
-      wide
-        ? `if (8u * part < P.width) {
-      let eight = load8_x(x0 + 8u * part);
-      ${each(4, (j) => `value[${j}] = eight.a[${j}]; value[${j + 4}] = eight.b[${j}];`)}
-    }`
-        : each(8, (j) => `if (8u * part + ${j}u < P.width) { value[${j}] = load_x(x0 + 8u * part + ${j}u); }`)
+      mean
+        ? `let weights = load_rowSum(tokenRow);
+    factor = select(1.0 / weights, 0.0, weights == 0.0);
+    ${loadEight("mean", "average", "tokenRow * P.width", mean.wide)}`
+        : ""
     }
+    ${each(8, (j) => `value[${j}] *= factor;`)}
     ${each(8, (j) => `most = max(most, bitcast<u32>(value[${j}]) & 0x7fffffffu);`)}
   }
   let state = (b * P.chunks + chunk) * (P.heads / P.group) + head / P.group;
-  var e = 0;
+  var chunkE = 0;
+  if (inside && (!BY_ROW || EXTRA)) { chunkE = exponent_of(load_largest(state)); }
+  var more = 1.0;
+  if (EXTRA) {
+    more = 0.0;
+    ${
+      mean
+        ? `var dot = 0.0;
+    ${each(8, (j) => `dot += value[${j}] * average[${j}];`)}
+    partial[lane] = bitcast<u32>(dot);
+    workgroupBarrier();
+    dot = 0.0;
+    for (var k = 0u; k < LOADED; k++) { dot += bitcast<f32>(partial[min(lane - part + k, 255u)]); }
+    workgroupBarrier();
+    let extra = -dot;`
+        : `var extra = 0.0;
+    if (alive) { extra = load_extra(tokenRow); }`
+    }
+    if (alive && part == 0u) {
+      more = scaled(extra, chunkE);
+      most = max(most, bitcast<u32>(more) & 0x7fffffffu);
+    }
+  }
+  var e = chunkE;
   if (BY_ROW) {
     partial[lane] = most;
     workgroupBarrier();
@@ -106,6 +154,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
     e = exponent_of(bitcast<f32>(most));
     var squares = 0.0;
     ${each(8, (j) => `let element_${j} = scaled(value[${j}], e); squares += element_${j} * element_${j};`)}
+    if (EXTRA) { squares += scaled(more, e) * scaled(more, e); }
     workgroupBarrier();
     partial[lane] = bitcast<u32>(squares);
     workgroupBarrier();
@@ -114,9 +163,6 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
     // Twice the exponent of the length is that of its square, rounded up.
     e += (exponent_of(squares) + 1) / 2;
   }
-  var chunkE = 0;
-  if (inside && (!BY_ROW || EXTRA)) { chunkE = exponent_of(load_largest(state)); }
-  if (!BY_ROW) { e = chunkE; }
   if (!inside) { return; }
   let at = row * STRIDE + part;
   store4_packed(at, vec4u(
@@ -125,14 +171,9 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   if (part > 0u) { return; }
   // A row of zeros weighs nothing, whatever its exponent would be.
   if (BY_ROW) { store_exponents(row, select(f32(e), -1e9, most == 0u)); }
-  var more = 1.0;
-  if (EXTRA) {
-    more = 0.0;
-    if (alive) { more = scaled(scaled(load_extra((b * P.time + t) * P.heads + head), e), chunkE); }
-  }
-  let first_digits = bitcast<f32>(bitcast<u32>(more) & 0xffffe000u); // as many as f16 has
+  if (EXTRA) { more = scaled(more, e); }
   for (var k = u32(LOADED); k < STRIDE; k++) {
-    store4_packed(row * STRIDE + k, vec4u(select(0u, two_halves(first_digits, more - first_digits), k == SUM_AT), 0u, 0u, 0u));
+    store4_packed(row * STRIDE + k, vec4u(select(0u, two_halves(more, 0.0), k == SUM_AT), 0u, 0u, 0u));
   }
 }`,
 });
@@ -142,11 +183,18 @@ interface Packing {
   byRow: boolean;
   /** [B, N, H] f32: the largest magnitude of each chunk and key head. */
   largest?: Tensor;
-  /** [B, T, heads] f32 */
+  /** [B, T, heads] f32, itself or as what it is made of. */
   extra?: Tensor;
+  mean?: Mean;
 }
 
-function pack(plan: SequencePlan, x: Tensor, { octets, byRow, largest, extra }: Packing): Packed {
+/** [B, T, Hq, e] and [B, T, Hq] f32, contiguous: a mean of values and its sum of weights. */
+interface Mean {
+  mean: Tensor;
+  rowSum: Tensor;
+}
+
+function pack(plan: PackPlan, x: Tensor, { octets, byRow, largest, extra, mean }: Packing): Packed {
   const { batch, time, heads: keyHeads, chunkSize, chunks } = plan;
   const [, , heads, width] = x.shape;
   const device = webgpuDevice(x);
@@ -159,23 +207,27 @@ function pack(plan: SequencePlan, x: Tensor, { octets, byRow, largest, extra }: 
   const none = absent(x);
   const [xB, xT, xH] = x.strides;
   device.dispatch(
-    kernel(x.dtype, rowsBeginWide(x), {
+    kernel(x.dtype, rowsBeginWide(x), mean && { wide: rowsBeginWide(mean.mean) }, {
       LOADED: octets.sumAt,
       STRIDE: octets.stride,
       SUM_AT: octets.sumAt,
-      CHUNK_ROWS: chunkRows(plan),
       BY_ROW: byRow,
-      EXTRA: extra !== undefined,
+      EXTRA: extra !== undefined || mean !== undefined,
+      MEAN: mean !== undefined,
+      MEAN_WIDE: mean !== undefined && rowsBeginWide(mean.mean),
     }),
     {
       tensors: {
         x,
         largest: largest ?? none,
-        extra: extra ?? none,
+        ...(mean ?? { extra: extra ?? none }),
         packed: packed.values,
         exponents: packed.exponents,
       },
-      parameters: { rows, time, chunkSize, chunks, heads, group: heads / keyHeads, width, xB, xT, xH },
+      parameters: {
+        ...{ rows, chunkRows: chunkRows(plan), time, chunkSize, chunks, heads, group: heads / keyHeads, width },
+        ...{ xB, xT, xH },
+      },
       workgroups: device.spread(Math.ceil(rows / Math.floor(256 / octets.sumAt))),
     },
   );
@@ -183,7 +235,7 @@ function pack(plan: SequencePlan, x: Tensor, { octets, byRow, largest, extra }: 
 }
 
 /** Queries or keys, each row by itself, as many elements as a multiple of `stepMultiple`. */
-export function packRows(plan: SequencePlan, x: Tensor, stepMultiple: number): Packed {
+export function packRows(plan: PackPlan, x: Tensor, stepMultiple: number): Packed {
   const stride = (Math.ceil(x.shape[3] / stepMultiple) * stepMultiple) / OCTET;
   return pack(plan, x, { octets: { stride, sumAt: stride }, byRow: true });
 }
@@ -208,14 +260,18 @@ export function packValues(plan: SequencePlan, v: Tensor, largest: Tensor, multi
   return pack(plan, v, { octets: valueOctets(v.shape[3], multiples), byRow: false, largest });
 }
 
-/** Gradients of y [B, T, Hq, e], each row by itself, and of its sum of weights [B, T, Hq], which is divided by the power of two of the chunk's values too. */
+/** Gradients of y [B, T, Hq, e] and of its sums of weights [B, T, Hq], f32; or of their quotient, contiguous, with what that was. */
+export type RowGradients = { dy: Tensor; dsum: Tensor } | ({ dMean: Tensor } & Mean);
+
+/** Each row of gradients by itself; that of its sum of weights is divided by the power of two of the chunk's values too. */
 export function packGradients(
   plan: SequencePlan,
-  dy: Tensor,
-  dsum: Tensor,
+  gradients: RowGradients,
   valueLargest: Tensor,
   multiples: ColumnMultiples,
 ): Packed {
-  const octets = valueOctets(dy.shape[3], multiples);
-  return pack(plan, dy, { octets, byRow: true, largest: valueLargest, extra: dsum });
+  const shared = { octets: valueOctets(plan.valueDim, multiples), byRow: true, largest: valueLargest };
+  if ("dy" in gradients) return pack(plan, gradients.dy, { ...shared, extra: gradients.dsum });
+  const { dMean, mean, rowSum } = gradients;
+  return pack(plan, dMean, { ...shared, mean: { mean, rowSum } });
 }

@@ -13,8 +13,7 @@ import { HALVES } from "./text.js";
 import { type PowerTiles, powerConstants } from "./tiles.js";
 
 const SHARED = `${HALVES}${POWER}
-// A gradient of a sum of weights, in two halves.
-fn whole(word: u32) -> f32 { return f32(halves(word).x) + f32(halves(word).y); }
+fn first_half(word: u32) -> f32 { return f32(halves(word).x); }
 // How far a change of a weight falls short of the largest that there is of packed vectors, in powers of two.
 fn change_gap(change: f32) -> f32 { return select(5.0 - log2(abs(change)), 1e30, change == 0.0); }
 `;
@@ -60,7 +59,7 @@ const queriesBody = (tiles: PowerTiles, { xOctets, yOctets, sumAt }: Sizes) => {
         let octet = n / ROWS;
         let inChunk = min(first + row, CHUNK_ROWS - 1u);
         let strongest = load_keyTokens(4u * (keyRow0 + inChunk) + 1u);
-        let dsum = whole(load4_dy((row0 + inChunk) * Y_OCTETS + SUM_AT).x);
+        let dsum = first_half(load4_dy((row0 + inChunk) * Y_OCTETS + SUM_AT).x);
         let at = row * SCORE_STRIDE + 8u * octet;
         let place = first + row - now - 8u * octet; // of the row among the octet's keys; beyond 2^31 where it is before them
         let ends = select(0u, min(place + 1u, 8u), place < 0x80000000u);
@@ -143,7 +142,7 @@ const keysBody = (tiles: PowerTiles, { xOctets, yOctets, sumAt }: Sizes) => {
     ${gradientTile.fetch}
     if (lane < OTHERS) {
       level = load_queryTokens(4u * (queryRow0 + query0 + lane));
-      dsum = whole(load4_dy((queryRow0 + query0 + lane) * Y_OCTETS + SUM_AT).x);
+      dsum = load4_dy((queryRow0 + query0 + lane) * Y_OCTETS + SUM_AT).x;
     }`;
   const walk = `
   for (var member = 0u; member < P.members; member++) {
@@ -156,7 +155,7 @@ const keysBody = (tiles: PowerTiles, { xOctets, yOctets, sumAt }: Sizes) => {
       ${gradientTile.keep}
       if (lane < OTHERS) {
         queryLevels[lane] = level;
-        dsums[lane] = dsum;
+        dsums[lane] = first_half(dsum);
       }
       workgroupBarrier();
       let now = query0;
@@ -256,7 +255,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   ${declareSums(own, xColumns, "dk")}
   ${declareSums(own, yColumns, "dv")}
   var level = 0.0;
-  var dsum = 0.0;
+  var dsum = 0u;
   ${queryTile.declare}
   ${gradientTile.declare}
   ${looks(walk, results, own, tiles, counts)}

@@ -1,4 +1,5 @@
 import { webgpuDevice } from "../../../devices/webgpu/device.js";
+import { each } from "../../../devices/webgpu/each.js";
 import type { KernelSource } from "../../../devices/webgpu/kernel.js";
 import {
   columnMatrices,
@@ -21,16 +22,43 @@ const body = (tiles: PowerTiles, columns: number, degree: number, xOctets: numbe
   const own = tokens / (down * tiles.M);
   const matricesAcross = columnMatrices(columns / across, tiles);
   // A part of the state comes into registers while the one before is multiplied.
+  const lanes = down * across * tiles.subgroupSize;
   const part = tileAhead(
     "part",
-    { lines: 64, octets: columns / 8, stride: rowStride(columns / 8), lanes: down * across * tiles.subgroupSize },
+    { lines: 64, octets: columns / 8, stride: rowStride(columns / 8), lanes },
     (n) => `load4_s(s0 + ${n})`,
   );
-  const higher = readHigher(degree, xOctets, tokens, down * across * tiles.subgroupSize);
-  const make = `for (var n = lane; n < TOKENS; n += LANES) {
-      // Rows beyond the chunk repeat its last: nothing is stored for them.
-      make_group(row0 + min(token0 + n, CHUNK_ROWS - 1u), f16(exp2(FEATURE_EXPONENT)), group, n * PHI_STRIDE);
+  // Rows beyond the chunk repeat its last: nothing is stored for them.
+  const inChunk = (n: string) => `min(token0 + ${n}, CHUNK_ROWS - 1u)`;
+  const general = `for (var n = lane; n < TOKENS; n += LANES) {
+      make_group(row0 + ${inChunk("n")}, f16(exp2(FEATURE_EXPONENT)), group, n * PHI_STRIDE);
     }`;
+  // At degree 2 groups are pairs of blocks, low up to high; a lane keeps its tokens' high block and fetches the next low one ahead.
+  const ownTokens = Math.ceil(tokens / lanes);
+  const n = (k: number) => `lane + ${k * lanes}u`;
+  const within = (k: number, text: string) => ((k + 1) * lanes <= tokens ? text : `if (${n(k)} < TOKENS) { ${text} }`);
+  const square = {
+    begin: `var lowAt = 0u;
+  var highAt = 0u;
+  ${each(
+    ownTokens,
+    (k) => `let place_${k} = (row0 + ${inChunk(n(k))}) * X_OCTETS;
+  var low_${k} = load4_x(place_${k});
+  var high_${k} = low_${k};`,
+  )}`,
+    fetch: `lowAt++;
+      if (lowAt > highAt) {
+        lowAt = 0u;
+        highAt = min(highAt + 1u, X_OCTETS - 1u);
+        ${each(ownTokens, (k) => `high_${k} = load4_x(place_${k} + highAt);`)}
+      }
+      ${each(ownTokens, (k) => `low_${k} = load4_x(place_${k} + lowAt);`)}`,
+    make: each(ownTokens, (k) =>
+      within(k, `make_square(low_${k}, high_${k}, f16(exp2(FEATURE_EXPONENT)), (${n(k)}) * PHI_STRIDE);`),
+    ),
+  };
+  const features =
+    degree === 2 ? square : (readHigher(degree, xOctets, tokens, lanes) ?? { begin: "", fetch: "", make: general });
   return `${matrices(tiles)}
 const LANES = DOWN * ACROSS * SUBGROUP;
 const PHI_STRIDE = 9;
@@ -39,7 +67,7 @@ const OWN_ROWS = TOKENS / DOWN;
 const OWN_COLUMNS = COLUMNS / ACROSS;
 var<workgroup> phi: array<vec4u, TOKENS * PHI_STRIDE>;
 var<workgroup> part: array<vec4u, 64 * S_STRIDE>;
-${higher?.functions ?? MAKE_FEATURES}
+${"functions" in features ? features.functions : MAKE_FEATURES}
 
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
@@ -55,18 +83,18 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   let ownColumn = ((lane / SUBGROUP) % ACROSS) * OWN_COLUMNS;
   ${declareSums(own, matricesAcross)}
   var s0 = state * P.features * OCTETS;
+  ${features.begin}
   ${part.declare}
   ${part.fetch}
-  ${higher?.begin ?? ""}
   for (var group = 0u; group < P.features / 64u; group++) {
     workgroupBarrier();
     ${part.keep}
-    ${higher?.make ?? make}
+    ${features.make}
     workgroupBarrier();
-    s0 += 64u * OCTETS;
-    if (64u * group + 64u < P.features) {
-      ${part.fetch}
-    }
+    // The last once more, rather than a branch: lanes would wait at its end for what was fetched.
+    s0 += select(0u, 64u * OCTETS, 64u * group + 64u < P.features);
+    ${part.fetch}
+    ${features.fetch}
     for (var step = 0u; step < 64u; step += MATRIX_K) {
       ${multiplyAdd(
         own,

@@ -1,6 +1,6 @@
 import { webgpuDevice } from "../../../devices/webgpu/device.js";
 import type { KernelSource } from "../../../devices/webgpu/kernel.js";
-import { empty, fromValues, type Tensor } from "../../../tensor/tensor.js";
+import { empty, type Tensor } from "../../../tensor/tensor.js";
 import { largest } from "../../reduce/webgpu.js";
 import type { SequencePlan, State } from "../contract.js";
 import { absent } from "../webgpu-gates.js";
@@ -8,6 +8,7 @@ import { zerosLike } from "../webgpu-rows.js";
 import type { FeatureOrder } from "./features.js";
 import type { Levels } from "./levels.js";
 import { chunkRows } from "./pack.js";
+import { loadPublic, orderTable, storePublic } from "./public-order.js";
 import { EXPONENTS, HALVES } from "./text.js";
 import { FEATURE_EXPONENT } from "./tiles.js";
 
@@ -15,7 +16,10 @@ import { FEATURE_EXPONENT } from "./tiles.js";
 export interface ChunkStates {
   /** f16 [B, H, N, features, columns], weighted by multiplicity. */
   s: Tensor;
-  /** f32 [B, H, N, 8], by chunk: decay; what its sums count, for values and for their last column; 1 / 2^e and 2^e of `s`, likewise. */
+  /**
+   * f32 [B, H, N, 8], by chunk: decay; what its sums count, for values and for the column of sums; 1 / 2^e and 2^e of `s`,
+   * likewise. States that were given, not scanned, have the last two alone.
+   */
   factors: Tensor;
   /** Where asked for: what leaves the last chunk (or the first, going back), in the public order. */
   last: State | undefined;
@@ -111,7 +115,7 @@ const scanKernel = (constants: Record<string, number | boolean>): KernelSource =
   },
   parameters: { lines: "u32", chunks: "u32", features: "u32", expanded: "u32", valueDim: "u32" },
   body: `enable f16;
-${HALVES}
+${HALVES}${loadPublic("firstS", "firstZ")}${storePublic("lastS", "lastZ")}
 @compute @workgroup_size(256)
 fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
   let line = id.y + id.z * groups.y; // counts b, key head
@@ -125,13 +129,9 @@ fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) group
   var low = vec4f(0);
   var high = vec4f(0);
   if (HAS_FIRST && place >= 0) {
-    let root = inverseSqrt(weight);
-    if (isSum) { low.x = load_firstZ(first) * root; }
-    for (var j = 0u; j < 4u; j++) {
-      let column = 8u * octet + j;
-      if (column < P.valueDim) { low[j] = load_firstS(first * P.valueDim + column) * root; }
-      if (column + 4u < P.valueDim) { high[j] = load_firstS(first * P.valueDim + column + 4u) * root; }
-    }
+    let given = load_public(first, octet, weight);
+    low = given.low;
+    high = given.high;
   }
   for (var n = 0u; n < P.chunks; n++) {
     let chunk = select(n, P.chunks - 1u - n, REVERSE);
@@ -146,29 +146,9 @@ fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) group
     low = decay * low + factor * bitcast<vec4f>(load4_sums(2u * at));
     high = decay * high + factor * bitcast<vec4f>(load4_sums(2u * at + 1u));
   }
-  if (!WANT_LAST || place < 0) { return; }
-  let root = sqrt(weight);
-  if (isSum) { store_lastZ(first, root * low.x); }
-  for (var j = 0u; j < 4u; j++) {
-    let column = 8u * octet + j;
-    if (column < P.valueDim) { store_lastS(first * P.valueDim + column, root * low[j]); }
-    if (column + 4u < P.valueDim) { store_lastS(first * P.valueDim + column + 4u, root * high[j]); }
-  }
+  if (WANT_LAST && place >= 0) { store_public(first, octet, weight, low, high); }
 }`,
 });
-
-/** [features, 2] i32: place in the sorted order or −1, and the bits of the multiplicity. */
-function orderTable(like: Tensor, order: FeatureOrder, key: string): Tensor {
-  return webgpuDevice(like).constant(`feature order ${key}`, () => {
-    const words = new Int32Array(2 * order.features);
-    const weights = new Float32Array(words.buffer);
-    for (let f = 0; f < order.features; f++) {
-      words[2 * f] = order.sorted[f];
-      weights[2 * f + 1] = order.weights[f];
-    }
-    return fromValues(like.device, words, [order.features, 2], "i32");
-  });
-}
 
 export interface ScanInputs {
   /** f32 [B, H, N, features, columns], as `accumulate` gives them. */
@@ -187,7 +167,7 @@ export interface ScanInputs {
 
 /** Carries sums over chunks: what enters each (keys, forwards), or arrives from those after it (queries, backwards). */
 export function scanStates(plan: SequencePlan, order: FeatureOrder, inputs: ScanInputs): ChunkStates {
-  const { batch, heads, queryHeads, chunks, chunkSize, time, expandedDim, valueDim, degree, headDim, scale } = plan;
+  const { batch, heads, queryHeads, chunks, chunkSize, time, expandedDim, valueDim, degree, scale } = plan;
   const { sums, keys, summed, side, valueLargest, sumAt, first, wantLast } = inputs;
   const device = webgpuDevice(sums);
   const none = absent(sums);
@@ -234,7 +214,7 @@ export function scanStates(plan: SequencePlan, order: FeatureOrder, inputs: Scan
       tensors: {
         sums,
         factors,
-        order: orderTable(sums, order, `${headDim} ${degree} ${order.features}`),
+        order: orderTable(sums, order),
         firstS: first ? (first.s ?? zeros(batch, heads, expandedDim, valueDim)) : none,
         firstZ: first ? (first.z ?? zeros(batch, heads, expandedDim)) : none,
         s,

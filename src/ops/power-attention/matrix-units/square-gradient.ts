@@ -14,58 +14,68 @@ import { empty, type Tensor } from "../../../tensor/tensor.js";
 import type { SequencePlan } from "../contract.js";
 import { OCTET } from "./features.js";
 import { chunkRows, type Packed } from "./pack.js";
-import { ELEMENT, HALVES } from "./text.js";
+import { HALVES } from "./text.js";
 import { type PowerTiles, powerConstants } from "./tiles.js";
+
+interface Shape {
+  /** Subgroups, and tokens that each invocation makes products for. */
+  down: number;
+  tokens: number;
+  /** Elements of a packed row of x; octets of y that are taken together, and how often. */
+  width: number;
+  inner: number;
+  parts: number;
+}
 
 /**
  * At degree 2 the gradient through features is a product of matrices too: dx_a = Σ_b Σ_e x_b y_e S[a, b, e], twice that
  * where a = b. For one b at a time, [tokens × e] made as x_b · y by [e × a], a gather of the state's features {a, b}.
- * `SUMS`: instead dx_a = ysum · Σ_b x_b z[a, b], with ysum and z the columns for sums.
  */
-const body = (tiles: PowerTiles, down: number, width: number, inner: number, sums: boolean, parts: number) => {
+const body = (tiles: PowerTiles, { down, tokens, width, inner, parts }: Shape, blocks: number) => {
   const { M, subgroupSize } = tiles;
-  const own = subgroupSize / M;
+  const own = (tokens * subgroupSize) / M;
   const columns = columnMatrices(width, tiles);
   const lanes = down * subgroupSize;
   const stride = rowStride(inner);
   const gathers = Math.ceil((width * inner) / lanes);
-  const gathered = (k: number) => `{
-    let n = lane + ${k * lanes}u;
-    if (n < ${width * inner}u) { next_${k} = gather(state, n / ${inner}u, b, part * ${inner}u + n % ${inner}u); }
-  }`;
+  const n = (k: number) => `(lane + ${k * lanes}u)`;
+  const within = (k: number, text: string) =>
+    (k + 1) * lanes <= width * inner ? text : `if (${n(k)} < ${width * inner}u) { ${text} }`;
+  const padded = width > blocks * OCTET;
+  const perToken = (text: (k: number) => string) => each(tokens, text);
+  const product = (k: number, octet: number) => `products[ownPlace + ${k * subgroupSize * stride + octet}u]`;
+  // Lanes keep a and the octet; features {a, b} are apart by a constant for b up to a, and where b is larger by another.
+  const begin = each(
+    gathers,
+    (k) => `let a_${k} = ${n(k)} / ${inner}u;
+  let octet_${k} = ${n(k)} % ${inner}u;
+  let below_${k} = (state * P.features + feature(a_${k}, 0u)) * Y_OCTETS + octet_${k};
+  let above_${k} = (state * P.features + 8u * a_${k}) * Y_OCTETS + octet_${k};`,
+  );
+  const fetch = `let fromAbove = feature(b, 0u) * Y_OCTETS + part * ${inner}u;
+      let fromBelow = 8u * b * Y_OCTETS + part * ${inner}u;
+      ${each(gathers, (k) =>
+        within(
+          k,
+          `${padded ? `if (a_${k} < ${blocks * OCTET}u) ` : ""}{ next_${k} = load4_s(select(above_${k} + fromAbove, below_${k} + fromBelow, b <= a_${k})); }`,
+        ),
+      )}`;
+  const keep = each(gathers, (k) =>
+    within(
+      k,
+      `part_of_state[${n(k)} / ${inner}u * ${stride}u + ${n(k)} % ${inner}u] = times(next_${k}, select(1.0h, 2.0h, a_${k} == b));`,
+    ),
+  );
   return `${matrices(tiles)}
 const LANES = ${lanes};
+const TOKENS = ${lanes * tokens}u;
 const WIDTH = ${width}u;
-var<workgroup> products: array<vec4u, LANES * ${stride}>;
+var<workgroup> products: array<vec4u, TOKENS * ${stride}>;
 var<workgroup> part_of_state: array<vec4u, WIDTH * ${stride}u>;
 
-${HALVES}${ELEMENT}
-// Where feature {a, b} is: octets of b's block come together, one for each a up to its end.
-fn feature(a: u32, b: u32) -> u32 {
-  let low = min(a, b);
-  let high = max(a, b);
-  return 32u * (high / 8u) * (high / 8u + 1u) + 8u * low + high % 8u;
-}
-${
-  sums
-    ? `fn gather(state: u32, a: u32, b: u32, octet: u32) -> vec4u {
-  if (a >= BLOCKS * 8u || octet >= BLOCKS) { return vec4u(0); }
-  var two: array<vec2<f16>, 4>;
-  for (var k = 0u; k < 4u; k++) {
-    let c = 8u * octet + 2u * k;
-    let first = halves(load4_s((state * P.features + feature(a, c)) * Y_OCTETS + SUM_AT).x).x;
-    let second = halves(load4_s((state * P.features + feature(a, c + 1u)) * Y_OCTETS + SUM_AT).x).x;
-    two[k] = vec2<f16>(select(first, 2.0h * first, a == c), select(second, 2.0h * second, a == c + 1u));
-  }
-  return vec4u(bitcast<u32>(two[0]), bitcast<u32>(two[1]), bitcast<u32>(two[2]), bitcast<u32>(two[3]));
-}`
-    : `fn gather(state: u32, a: u32, b: u32, octet: u32) -> vec4u {
-  if (a >= BLOCKS * 8u) { return vec4u(0); }
-  let vector = load4_s((state * P.features + feature(a, b)) * Y_OCTETS + octet);
-  if (a == b) { return times(vector, 2.0h); }
-  return vector;
-}`
-}
+${HALVES}
+// Where feature {high, low} is: octets of high's block come together, one for each low up to its end.
+fn feature(high: u32, low: u32) -> u32 { return 32u * (high / 8u) * (high / 8u + 1u) + 8u * low + high % 8u; }
 
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
@@ -75,40 +85,41 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   let chunk = line % P.chunks;
   if (chunk < P.firstChunk) { return; }
   let state = (line / P.chunks / P.members) * P.chunks + chunk;
-  let first = id.x * LANES;
+  let first = id.x * TOKENS;
   let row0 = line * CHUNK_ROWS;
-  let ownRow = (lane / SUBGROUP) * SUBGROUP;
-  let row = row0 + min(first + lane, CHUNK_ROWS - 1u);
+  let ownRow = (lane / SUBGROUP) * ${tokens * subgroupSize}u;
+  let ownPlace = (ownRow + lane % SUBGROUP) * ${stride}u;
+  ${perToken(
+    (k) => `let row_${k} = row0 + min(first + ownRow + lane % SUBGROUP + ${k * subgroupSize}u, CHUNK_ROWS - 1u);`,
+  )}
   ${declareSums(own, columns)}
   ${each(gathers, (k) => `var next_${k} = vec4u(0);`)}
+  ${begin}
   for (var part = 0u; part < ${parts}u; part++) {
-    ${sums ? "let ysum = halves(load4_y(row * Y_OCTETS + SUM_AT).x).x;" : each(inner, (k) => `let y_${k} = load4_y(row * Y_OCTETS + part * ${inner}u + ${k}u);`)}
+    ${perToken(
+      (k) => `var x_${k} = vec4u(0);
+    ${each(inner, (octet) => `let y_${k}_${octet} = load4_y(row_${k} * Y_OCTETS + part * ${inner}u + ${octet}u);`)}`,
+    )}
     var b = 0u;
-    ${each(gathers, gathered)}
+    {
+      ${fetch}
+    }
     loop {
+      // Elements of x come eight at a time.
+      if (b % 8u == 0u) { ${perToken((k) => `x_${k} = load4_x(row_${k} * X_OCTETS + b / 8u);`)} }
       workgroupBarrier();
-      ${
-        sums
-          ? each(
-              inner,
-              (k) =>
-                `products[lane * ${stride}u + ${k}u] = times(load4_x(row * X_OCTETS + part * ${inner}u + ${k}u), ysum);`,
-            )
-          : `let factor = element(row, b);
-      ${each(inner, (k) => `products[lane * ${stride}u + ${k}u] = times(y_${k}, factor);`)}`
-      }
-      ${each(
-        gathers,
-        (k) => `{
-        let n = lane + ${k * lanes}u;
-        if (n < ${width * inner}u) { part_of_state[(n / ${inner}u) * ${stride}u + n % ${inner}u] = next_${k}; }
-      }`,
+      ${perToken(
+        (k) => `{ let two = halves(x_${k}.x);
+      let factor = select(two.x, two.y, b % 2u == 1u);
+      ${each(inner, (octet) => `${product(k, octet)} = times(y_${k}_${octet}, factor);`)} }`,
       )}
+      ${keep}
       workgroupBarrier();
+      if (b % 2u == 1u) { ${perToken((k) => `x_${k} = x_${k}.yzwx;`)} }
       b++;
-      let more = ${sums ? "false" : "b < HEAD_DIM"};
+      let more = b < HEAD_DIM;
       if (more) {
-        ${each(gathers, gathered)}
+        ${fetch}
       }
       for (var step = 0u; step < ${inner * OCTET}u; step += MATRIX_K) {
         ${multiplyAdd(
@@ -129,10 +140,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
 }`;
 };
 
-/**
- * f32 [rows of x, 8 · octets], without powers of two: what `featureGradient` gives at degree 2, as matrix products. The part
- * from sums of weights comes by itself, since it has powers of two of its own.
- */
+/** f32 [rows of x, 8 · octets], without powers of two: what `featureGradient` gives at degree 2, but for the part from sums of weights. */
 export function squareGradient(
   plan: SequencePlan,
   tiles: PowerTiles,
@@ -141,45 +149,43 @@ export function squareGradient(
   s: Tensor,
   sumAt: number,
   firstChunk: number,
-): { far: Tensor; farSums: Tensor } {
+): Tensor {
   const { heads, batch, chunks, headDim } = plan;
   const device = webgpuDevice(x.values);
   const rows = x.values.shape[0];
   const width = OCTET * x.octets;
   const lines = rows / chunkRows(plan);
+  const { tokens } = tiles.square;
   const down = squareDown(tiles.square.down, x.octets);
-  const lanes = down * tiles.subgroupSize;
-  const [far, farSums] = [false, true].map((sums) => {
-    const all = sums ? x.octets : sumAt;
-    const inner = octetsAtOnce(all, tiles);
-    const source: KernelSource = {
-      name: `square-gradient${sums ? "-sums" : ""}`,
-      constants: {
-        ...powerConstants(tiles),
-        X_OCTETS: x.octets,
-        Y_OCTETS: y.octets,
-        SUM_AT: sumAt,
-        BLOCKS: Math.ceil(headDim / OCTET),
-        HEAD_DIM: headDim,
-        CHUNK_ROWS: chunkRows(plan),
-        LANE_COUNT: lanes,
-      },
-      tensors: {
-        x: { dtype: "f16", access: "read", vectors: true },
-        y: { dtype: "f16", access: "read", vectors: true },
-        s: { dtype: "f16", access: "read", vectors: true },
-        result: { dtype: "f32", access: "write" },
-      },
-      parameters: { lines: "u32", chunks: "u32", members: "u32", features: "u32", firstChunk: "u32" },
-      body: body(tiles, down, width, inner, sums, all / inner),
-    };
-    const result = empty([rows, width], device, "f32");
-    device.dispatch(source, {
-      tensors: { x: x.values, y: y.values, s, result },
-      parameters: { lines, chunks, members: lines / (batch * heads * chunks), features: s.shape[3], firstChunk },
-      workgroups: [Math.ceil(chunkRows(plan) / lanes), ...device.spread(lines)],
-    });
-    return result;
+  const blocks = Math.ceil(headDim / OCTET);
+  const own = down * tokens * tiles.subgroupSize;
+  const inner = octetsAtOnce(sumAt, tiles, tiles.square.octets);
+  const source: KernelSource = {
+    name: "square-gradient",
+    constants: {
+      ...powerConstants(tiles),
+      X_OCTETS: x.octets,
+      Y_OCTETS: y.octets,
+      HEAD_DIM: headDim,
+      CHUNK_ROWS: chunkRows(plan),
+      TILE_DOWN: down,
+      TILE_TOKENS: tokens,
+      AT_ONCE: inner,
+    },
+    tensors: {
+      x: { dtype: "f16", access: "read", vectors: true },
+      y: { dtype: "f16", access: "read", vectors: true },
+      s: { dtype: "f16", access: "read", vectors: true },
+      result: { dtype: "f32", access: "write" },
+    },
+    parameters: { lines: "u32", chunks: "u32", members: "u32", features: "u32", firstChunk: "u32" },
+    body: body(tiles, { down, tokens, width, inner, parts: sumAt / inner }, blocks),
+  };
+  const result = empty([rows, width], device, "f32");
+  device.dispatch(source, {
+    tensors: { x: x.values, y: y.values, s, result },
+    parameters: { lines, chunks, members: lines / (batch * heads * chunks), features: s.shape[3], firstChunk },
+    workgroups: [Math.ceil(chunkRows(plan) / own), ...device.spread(lines)],
   });
-  return { far, farSums };
+  return result;
 }

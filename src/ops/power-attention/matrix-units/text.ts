@@ -25,4 +25,6 @@ fn exponent_of(magnitude: f32) -> i32 {
   return clamp(i32(bits >> 23u), 1, 253) - 126;
 }
 fn power_of(magnitude: f32) -> f32 { return bitcast<f32>(u32(exponent_of(magnitude) + 127) << 23u); }
+// The exponent of a power of two.
+fn log_of(power: f32) -> f32 { return f32(exponent_of(power) - 1); }
 `;

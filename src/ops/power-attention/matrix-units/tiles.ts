@@ -22,8 +22,8 @@ export interface PowerTiles extends Matrices {
   pairsKeys: { rows: number; queries: number; down: number };
   /** Gradients of features: subgroups, each of as many tokens as it has invocations. */
   gradient: { down: number };
-  /** The same at degree 2, as a product of matrices: subgroups at most. */
-  square: { down: number };
+  /** The same at degree 2, as a product of matrices: subgroups at most, tokens of an invocation, octets of y at once at most. */
+  square: { down: number; tokens: number; octets: number };
 }
 
 /** The most that one of the kernels binds. */
@@ -61,7 +61,7 @@ export function powerTiles(
         pairsQueries: { rows: 16, keys: 16, down: 2 },
         pairsKeys: { rows: 16, queries: 16, down: 2 },
         gradient: { down: 2 },
-        square: { down: 2 },
+        square: { down: 2, tokens: 1, octets: 8 },
       }
     : {
         ...{ ...matrices, stepMultiple, columnMultiple: large ? 2 * OCTET : OCTET },
@@ -71,7 +71,7 @@ export function powerTiles(
         pairsQueries: { rows: 64, keys: 16, down: 4 },
         pairsKeys: { rows: 64, queries: 16, down: 4 },
         gradient: { down: Math.max(headDim, valueDim) > 64 ? 1 : 2 },
-        square: { down: 8 },
+        square: { down: 8, tokens: 1, octets: 8 },
       };
   if (!played && degree > 2) {
     // Rows of x take workgroup memory beside the tiles.
