@@ -21,6 +21,7 @@ import { gpuP4 } from "./gpu/p4.js";
 import { gpuParts } from "./gpu/parts.js";
 import { gpuPortable } from "./gpu/portable.js";
 import { gpuShapes } from "./gpu/shapes.js";
+import { gpuSoftmax } from "./gpu/softmax.js";
 import { gpuTraining } from "./gpu/training.js";
 import { commit, cpuName, describeGpu, versions } from "./machine.js";
 import { memory } from "./memory.js";
@@ -55,6 +56,7 @@ const QUESTIONS: readonly Question[] = [
   gpuMatmul,
   gpuParts,
   gpuPortable,
+  gpuSoftmax,
   gpuP4,
   gpuFirstResult,
   gpuTraining,

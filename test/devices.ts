@@ -30,6 +30,6 @@ export function describeOn<K extends DeviceKind>(
 }
 
 /** Suites of the webgpu device alone. */
-export function describeOnGpu(name: string, body: () => void): void {
+export function describeOnGpu(name: string, body: () => void | Promise<void>): void {
   describe.skipIf(!hasAdapter)(name, body);
 }

@@ -9,6 +9,7 @@ import { getDevice } from "../src/devices/get-device.js";
 import type { WebGpuDevice } from "../src/devices/webgpu/device.js";
 import { type TunedTiles, tileProblem } from "../src/devices/webgpu/legal-tiles.js";
 import { matricesOf } from "../src/devices/webgpu/matrix-text.js";
+import { softmaxAttention } from "../src/ops/softmax-attention/index.js";
 import { randn } from "../src/tensor/create.js";
 import { saveTiles, tune } from "../src/tune/index.js";
 import { DISPATCHES } from "../src/tune/problems.js";
@@ -100,7 +101,18 @@ describeOnGpu("tiles on webgpu", () => {
       ...{ gated: true, dtype: "bf16", options: { chunkSize: 40 } },
     };
     const [a, b] = [1, 2].map((seed) => randn([56, 56], { device: device!, dtype: "f16", seed }));
-    const results = async () => ({ ...(await solve(device!, problem)), product: await a.matmul(b).data() });
+    const softmax = async () => {
+      const [q, k, v, upstream] = [3, 4, 5, 6].map((seed) =>
+        randn([1, 70, 2, 16], { device: device!, dtype: "bf16", seed, requiresGrad: seed < 6 }),
+      );
+      const output = softmaxAttention(q, k, v);
+      output.backward(upstream);
+      return { softmax: await output.data(), softmaxQ: await q.grad!.data(), softmaxK: await k.grad!.data() };
+    };
+    const results = async () => ({
+      ...{ ...(await solve(device!, problem)), ...(await softmax()) },
+      product: await a.matmul(b).data(),
+    });
     const wanted = await results();
     const tiles: TunedTiles = {
       accumulate: { groups: 3, steps: 8, down: 3, across: 3 },
@@ -108,7 +120,10 @@ describeOnGpu("tiles on webgpu", () => {
       pairs: { rows: 24, keys: 8, down: 3 },
       pairsQueries: { rows: 8, keys: 8, down: 1 },
       pairsKeys: { rows: 48, queries: 16, down: 2 },
-      square: { down: 3 },
+      square: { down: 3, tokens: 1, octets: 2 },
+      softmax: { rows: 16, keys: 16, down: 1, across: 2 },
+      softmaxQueries: { rows: 16, keys: 32, down: 2, across: 2 },
+      softmaxKeys: { rows: 32, queries: 32, down: 2, across: 2 },
       matmul: { rows: 48, columns: 24, steps: 16, down: 3, across: 1 },
     };
     const units = matricesOf(device!.matrixUnits!);
@@ -121,12 +136,12 @@ describeOnGpu("tiles on webgpu", () => {
       const found: Record<string, ArrayLike<number>> = await results();
       for (const [name, values] of Object.entries(wanted)) expectClose(name, found[name], values, 2 ** -7);
       // Each kernel was made anew, with workgroup memory of the size that is counted on.
-      const sizes = { x: 2, y: 3, sumAt: 2 };
       for (const [kernel, tile] of Object.entries(tiles)) {
         const texts = compiled.mock.calls.filter(([{ label }]) => DISPATCHES[kernel].test(label!));
         expect(texts.length, kernel).toBeGreaterThan(0);
         const bytes = Math.max(...texts.map(([{ code }]) => workgroupBytes(code)));
         expect(bytes, kernel).toBeGreaterThan(0);
+        const sizes = { x: 2, y: kernel.startsWith("softmax") ? 2 : 3, sumAt: 2 };
         const fits = (most: number) => {
           const limits = { ...LIMITS, maxComputeWorkgroupStorageSize: most };
           return tileProblem(kernel, tile, units, limits, sizes) === undefined;

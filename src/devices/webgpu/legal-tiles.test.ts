@@ -18,6 +18,9 @@ describe("tiles", () => {
     ["pairsKeys", { rows: 64, queries: 16, down: 4 }],
     ["gradient", { down: 2 }],
     ["square", { down: 8, tokens: 1, octets: 8 }],
+    ["softmax", { rows: 128, keys: 32, down: 4, across: 1 }],
+    ["softmaxQueries", { rows: 64, keys: 32, down: 2, across: 2 }],
+    ["softmaxKeysWide", { rows: 64, queries: 32, down: 4, across: 2 }],
     ["matmul", { rows: 128, columns: 256, steps: 32, down: 2, across: 4 }],
   ])("%s in use are legal", (kernel, tile) => {
     expect(TILED_KERNELS).toContain(kernel);
@@ -43,6 +46,12 @@ describe("tiles", () => {
     ["read", { tokens: 512, down: 8, across: 1 }, /bytes of memory on this device, got/],
     ["pairs", { rows: 64, keys: 64, down: 4 }, /keys must divide 32, got 64/],
     ["pairsKeys", { rows: 40, queries: 16, down: 2 }, /rows must be a multiple of 32, got 40/],
+    ["softmax", { rows: 96, keys: 32, down: 3 }, /must have the numbers rows, keys, down, across, got/],
+    ["softmax", { rows: 256, keys: 16, down: 4, across: 1 }, /rows must divide the 128 invocations, got 256/],
+    ["softmaxKeys", { rows: 64, queries: 64, down: 4, across: 1 }, /queries must divide 32, got 64/],
+    ["softmaxQueries", { rows: 16, keys: 16, down: 4, across: 1 }, /rows must be a multiple of 64, got 16/],
+    ["softmaxQueries", { rows: 64, keys: 16, down: 4, across: 2 }, /keys must be a multiple of 32, got 16/],
+    ["softmaxQueries", { rows: 128, keys: 32, down: 4, across: 1 }, /bytes of memory on this device, got \d+/],
     ["matmul", { rows: 128, columns: 96, steps: 32, down: 2, across: 2 }, /columns \/ across .* got 48/],
     ["matmul", { rows: 96, columns: 64, steps: 32, down: 2, across: 1 }, /64 invocations .* octets of a line, got 12/],
   ])("%s %j is refused", (kernel, tile, problem) => {

@@ -100,6 +100,49 @@ function ofPairs(others: string, scores: number, weights: number, levels: number
   };
 }
 
+/**
+ * Softmax's pairs: scores and weights as above, by fours, and `numbers` of each of the others; lanes look after rows, and `lane`
+ * and `more` are bytes of each invocation and of the workgroup. `sums`: where the columns of sums come from.
+ */
+function ofSoftmax(
+  others: string,
+  {
+    scores,
+    weights,
+    numbers,
+    lane = 0,
+    more = 0,
+  }: Record<"scores" | "weights" | "numbers", number> & { lane?: number; more?: number },
+  sums: readonly ("x" | "y")[],
+): Rules {
+  const invocations = ({ down, across }: Tile, { subgroupSize }: Matrices) => down * across * subgroupSize;
+  return {
+    numbers: ["rows", others, "down", "across"],
+    subgroups: ({ down, across }) => down * across,
+    bytes: (tile, units, { x, y }) =>
+      tile[others] * (line(x) + line(y) + 4 * numbers) +
+      tile.rows * (scores * line(tile[others] / 4) + weights * line(tile[others] / 8)) +
+      lane * invocations(tile, units) +
+      more,
+    rules: (tile, units, sizes) => [
+      divides(tile, "rows", tile.down * units.M),
+      ...stepsThroughChunk(tile, others, units),
+      [
+        invocations(tile, units) % tile.rows === 0,
+        `rows must divide the ${invocations(tile, units)} invocations, got ${tile.rows}`,
+      ],
+      divides(tile, others, (8 * invocations(tile, units)) / tile.rows),
+      divides(tile, others, tile.across * units.narrow),
+      ...sums.map(
+        (side): Rule => [
+          sizes[side] % tile.across === 0,
+          `across must divide the ${sizes[side]} octets of sums, got ${tile.across}`,
+        ],
+      ),
+    ],
+  };
+}
+
 const KERNELS: Record<string, Rules> = {
   accumulate: {
     numbers: ["groups", "steps", "down", "across"],
@@ -138,6 +181,9 @@ const KERNELS: Record<string, Rules> = {
       line(Math.max(octetsAtOnce(x, units, octets), octetsAtOnce(sumAt, units, octets))),
     rules: (tile, { K }) => [divides(tile, "octets", Math.max(K / 8, 1))],
   },
+  softmax: ofSoftmax("keys", { scores: 1, weights: 1, numbers: 2, lane: 4, more: 4 }, ["y"]),
+  softmaxQueries: ofSoftmax("keys", { scores: 2, weights: 1, numbers: 2 }, ["x"]),
+  softmaxKeys: ofSoftmax("queries", { scores: 2, weights: 2, numbers: 3 }, ["x", "y"]),
   matmul: {
     numbers: ["rows", "columns", "steps", "down", "across"],
     subgroups: ({ down, across }) => down * across,
@@ -203,7 +249,11 @@ export function tileProblem(
   }
   const least = Math.max(units.K, 8) / 8;
   const across = numbers.across ?? 1;
-  const given = sizes ?? { x: least, y: Math.ceil((least + 1) / across) * across, sumAt: least };
+  const given = sizes ?? {
+    x: Math.ceil(least / across) * across,
+    y: Math.ceil((least + 1) / across) * across,
+    sumAt: least,
+  };
   for (const [holds, words] of known.rules(numbers, units, given)) if (!holds) return words;
   const invocations = known.subgroups(numbers) * units.subgroupSize;
   const most = Math.min(limits.maxComputeInvocationsPerWorkgroup, limits.maxComputeWorkgroupSizeX);

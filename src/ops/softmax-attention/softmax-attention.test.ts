@@ -1,10 +1,13 @@
-import { describe, expect, it } from "vitest";
+import { describe, expect, it, vi } from "vitest";
 import { type Arrays, checkGradients, expectClose, place, poison, randomInputs } from "../../../test/attention.js";
-import { DEVICES, describeOn, deviceOf, OTHERS } from "../../../test/devices.js";
+import { DEVICES, describeOn, describeOnGpu, deviceOf, OTHERS } from "../../../test/devices.js";
 import { attentionTolerance, FINITE_DIFFERENCE } from "../../../test/tolerances.js";
-import type { Device } from "../../devices/device.js";
+import type { Device, DeviceKind } from "../../devices/device.js";
 import { getDevice } from "../../devices/get-device.js";
-import type { DType } from "../../tensor/dtype.js";
+import type { WebGpuDevice } from "../../devices/webgpu/device.js";
+import { type TunedTiles, tileProblem } from "../../devices/webgpu/legal-tiles.js";
+import { matricesOf } from "../../devices/webgpu/matrix-text.js";
+import { type DType, fromBF16Bits, fromF16Bits, toBF16Bits, toF16Bits } from "../../tensor/dtype.js";
 import { softmaxAttention } from "./index.js";
 
 interface Shape {
@@ -127,6 +130,172 @@ describeOn(OTHERS, "softmaxAttention on %s against the oracle", async (kind) => 
   });
 
   it("a long sequence, many segments of keys", () => check({ time: 1200, headDim: 4, valueDim: 4 }));
+});
+
+type Half = "f16" | "bf16";
+type HalfCheck = (
+  shape: Shape & { dtype: Half },
+  change?: (problem: ReturnType<typeof arrays>) => void,
+) => Promise<void>;
+
+/** Against the oracle; `change` may set any value: it is rounded to the dtype before both devices get it. */
+async function halfCheck(kind: DeviceKind, device: Device): Promise<HalfCheck> {
+  const oracle = await getDevice("oracle");
+  return async (shape, change) => {
+    const problem = arrays(shape);
+    change?.(problem);
+    const round = (x: number) => (shape.dtype === "f16" ? fromF16Bits(toF16Bits(x)) : fromBF16Bits(toBF16Bits(x)));
+    for (const part of [problem.inputs, problem.upstream]) {
+      for (const { values } of Object.values(part)) values.set(Array.from(values, round));
+    }
+    const [got, want] = [await solve(device, problem, shape.scale), await solve(oracle, problem, shape.scale)];
+    for (const name of Object.keys(want)) {
+      expectClose(got[name], want[name], toleranceOf(kind, name, shape.dtype), `${name} of ${JSON.stringify(shape)}`);
+    }
+  };
+}
+
+/** Scores, values and gradients that rise (sign 1) or fall along a sequence of 200 tokens, by powers of two. */
+const rising =
+  (sign: number) =>
+  ({ inputs, upstream }: ReturnType<typeof arrays>) => {
+    const along = (values: Float64Array, width: number, from: number, to: number) => {
+      for (const n of values.keys()) values[n] *= 2 ** (from + ((to - from) * Math.floor(n / width)) / 200);
+    };
+    along(inputs.k.values, 16, -3 * sign, 3 * sign);
+    along(inputs.v.values, 12, 4 * sign, -4 * sign);
+    along(upstream.output.values, 12, -4 * sign, 4 * sign);
+  };
+
+describeOn(OTHERS, "softmaxAttention of halves on %s", async (kind) => {
+  const device = await deviceOf(kind);
+  const check = await halfCheck(kind, device);
+  const base = { batch: 2, time: 70, queryHeads: 4, heads: 2, headDim: 16, valueDim: 12 };
+  const scaled =
+    (factors: Partial<Record<"q" | "k" | "v" | "output", number>>) => (problem: ReturnType<typeof arrays>) => {
+      const all = { ...problem.inputs, ...problem.upstream };
+      for (const [name, factor] of Object.entries(factors)) {
+        const { values } = all[name as keyof typeof all];
+        for (const n of values.keys()) values[n] *= factor;
+      }
+    };
+
+  it.each([2, 15, 16, 17, 31, 32, 33, 64, 100, 257])("T = %i", async (time) => {
+    for (const dtype of ["f16", "bf16"] as const) await check({ ...base, time, dtype });
+  });
+
+  it.each([
+    [1, 1],
+    [7, 20],
+    [64, 64],
+    [96, 128],
+  ])("d = %i, e = %i", (headDim, valueDim) => check({ ...base, headDim, valueDim, dtype: "bf16" }));
+
+  it.each([
+    [2, 1],
+    [9, 3],
+    [4, 4],
+  ])("%i query heads of %i key heads", (queryHeads, heads) => check({ ...base, queryHeads, heads, dtype: "f16" }));
+
+  it.each([-0.3, 4])("scale %f", (scale) => check({ ...base, scale, dtype: "f16" }));
+
+  it.each<[string, Parameters<typeof scaled>[0]]>([
+    ["queries of 2^60 and keys of 2^-60", { q: 2 ** 60, k: 2 ** -60 }],
+    ["keys of 2^60 and queries of 2^-60", { q: 2 ** -60, k: 2 ** 60 }],
+    ["scores of next to nothing", { q: 2 ** -40, k: 2 ** -30 }],
+    ["values of 2^40 and gradients of 2^-50", { v: 2 ** 40, output: 2 ** -50 }],
+    ["values of 2^-40 and gradients of 2^50", { v: 2 ** -40, output: 2 ** 50 }],
+  ])("bf16 beyond the range of f16: %s", (_, factors) => check({ ...base, dtype: "bf16" }, scaled(factors)));
+
+  it.each([
+    ["rising", 1],
+    ["falling", -1],
+  ])("scores, values and gradients %s along the sequence", (_, sign) =>
+    check({ time: 200, headDim: 16, valueDim: 12, scale: 1, dtype: "bf16" }, rising(sign)),
+  );
+
+  it("a score of hundreds in the middle, and values of nothing but zeros", () =>
+    check({ time: 150, headDim: 16, valueDim: 12, scale: 1, dtype: "bf16" }, ({ inputs: { q, k, v } }) => {
+      for (let n = 0; n < 16; n++) k.values[71 * 16 + n] = 20 * q.values[100 * 16 + n];
+      v.values.fill(0, 40 * 12, 80 * 12);
+    }));
+
+  it("thousands of keys that weigh alike keep their digits", async () => {
+    const time = 5000;
+    const { inputs } = arrays({ time, headDim: 8, valueDim: 1, dtype: "bf16" });
+    inputs.q.values.fill(0);
+    const values = inputs.v.values.map((x) => fromBF16Bits(toBF16Bits(x + 1)));
+    inputs.v.values = values;
+    let sum = 0;
+    const means = values.map((x, t) => {
+      sum += x;
+      return sum / (t + 1);
+    });
+    const { q, k, v } = place(device, inputs);
+    const out = await softmaxAttention(q, k, v).data();
+    // Rounded to bf16, each by itself: an error of what came before would be seen in their sum.
+    expectClose(out, means, 2 ** -8, "means");
+    const off = means.reduce((total, mean, t) => total + (out[t] - mean) / mean, 0) / time;
+    expect(Math.abs(off)).toBeLessThan(2 ** -11);
+  });
+
+  it("whatever finite values the future holds, bit for bit", async () => {
+    const { inputs } = arrays({ ...base, batch: 1, dtype: "bf16" });
+    const run = async (changed: Arrays) => {
+      const { q, k, v } = place(device, changed);
+      return softmaxAttention(q, k, v).data();
+    };
+    const plain = await run(inputs);
+    for (const value of [7, 1e30, -1e-30]) {
+      for (const cut of [1, 16, 37, 64]) {
+        const changed: Arrays = structuredClone(inputs);
+        for (const { values } of Object.values(changed)) {
+          values.fill(value, (values.length / base.time) * cut);
+        }
+        const past = (plain.length / base.time) * cut;
+        expect((await run(changed)).slice(0, past), `${value} from token ${cut}`).toEqual(plain.slice(0, past));
+      }
+    }
+  });
+});
+
+describeOnGpu("softmaxAttention on matrix units", async () => {
+  const device = (await deviceOf("webgpu")) as WebGpuDevice;
+  const check = await halfCheck("webgpu", device);
+  const { matrixUnits, gpu, tuned } = device;
+
+  // Tiles with several lanes for a row and several matrices for a subgroup; the shapes are those of a GPU played by a processor.
+  it.runIf(matrixUnits?.subgroupSize === 8).each<TunedTiles>([
+    {
+      softmax: { rows: 16, keys: 16, down: 1, across: 2 },
+      softmaxQueries: { rows: 16, keys: 32, down: 2, across: 2 },
+      softmaxKeys: { rows: 32, queries: 32, down: 2, across: 2 },
+    },
+    {
+      softmax: { rows: 16, keys: 32, down: 2, across: 2 },
+      softmaxQueries: { rows: 32, keys: 16, down: 2, across: 2 },
+      softmaxKeys: { rows: 16, queries: 16, down: 1, across: 2 },
+    },
+  ])("tiles %o", async (tiles) => {
+    for (const [kernel, tile] of Object.entries(tiles)) {
+      expect(tileProblem(kernel, tile, matricesOf(matrixUnits!), gpu.limits, { x: 2, y: 2, sumAt: 2 })).toBeUndefined();
+    }
+    const compiled = vi.spyOn(gpu, "createShaderModule");
+    Object.assign(tuned, tiles);
+    try {
+      for (const sign of [1, -1]) {
+        await check({ time: 200, headDim: 16, valueDim: 12, scale: 1, dtype: "bf16" }, rising(sign));
+      }
+      await check({ batch: 2, time: 70, queryHeads: 4, heads: 2, headDim: 16, valueDim: 12, dtype: "f16" });
+      const names = compiled.mock.calls.map(([{ label }]) => label);
+      for (const name of ["softmax-on-matrix-units", "softmax-gradient-queries", "softmax-gradient-keys"]) {
+        expect(names).toContain(name);
+      }
+    } finally {
+      compiled.mockRestore();
+      for (const kernel of Object.keys(tiles)) delete tuned[kernel];
+    }
+  });
 });
 
 describeOn(DEVICES, "laws of softmaxAttention on %s", async (kind) => {

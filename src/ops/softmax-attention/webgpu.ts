@@ -5,6 +5,7 @@ import { cast } from "../copy/webgpu.js";
 import { absent } from "../power-attention/webgpu-gates.js";
 import { rowProducts } from "../power-attention/webgpu-rows.js";
 import type { SoftmaxBackward, SoftmaxForward, SoftmaxPlan } from "./contract.js";
+import { softmaxBackwardOnMatrixUnits, softmaxOnMatrixUnits, tilesFor } from "./matrix-units/index.js";
 
 /** One chunk of all tokens, and no gates. */
 function pairsPlan(plan: SoftmaxPlan) {
@@ -13,6 +14,8 @@ function pairsPlan(plan: SoftmaxPlan) {
 
 export const softmaxWebGpu: SoftmaxForward = (plan, { q, k, v }) =>
   scope(() => {
+    const tiles = tilesFor(plan, q);
+    if (tiles) return softmaxOnMatrixUnits(plan, tiles, { q, k, v });
     const { batch, time, queryHeads, valueDim } = plan;
     const unrounded = empty([batch, time, queryHeads, valueDim], q.device, "f32");
     // The backward wants the logs of the sums of exponentials, and the output unrounded.
@@ -22,8 +25,11 @@ export const softmaxWebGpu: SoftmaxForward = (plan, { q, k, v }) =>
     return { output: cast(unrounded, q.dtype), saved: [logSum, unrounded] };
   });
 
-export const softmaxBackwardWebGpu: SoftmaxBackward = (plan, { q, k, v }, output, [rowA, unrounded = output], dy) =>
+export const softmaxBackwardWebGpu: SoftmaxBackward = (plan, { q, k, v }, output, saved, dy) =>
   scope(() => {
+    const tiles = tilesFor(plan, q);
+    if (tiles) return softmaxBackwardOnMatrixUnits(plan, tiles, { q, k, v }, saved, dy);
+    const [rowA, unrounded = output] = saved;
     const rowB = rowProducts(dy, unrounded);
     const given = { q, k, v, gates: absent(q), dy, rowA, rowB };
     const [dQ, dK, dV] = [q, k, v].map((x) => empty(x.shape, webgpuDevice(q), x.dtype));

@@ -23,11 +23,11 @@ export interface Levels {
 /** L of what weighs nothing. */
 const NOTHING = -1e30;
 
-/** The largest value of a workgroup's lanes up to each; until the next call most[255] has that of all. */
-const RUNNING_LARGEST = `
-var<workgroup> most: array<f32, 256>;
+/** The largest value (f32, or a vector of them) of a workgroup's lanes up to each; until the next call most[255] has that of all. */
+export const runningLargest = (type: string) => `
+var<workgroup> most: array<${type}, 256>;
 
-fn running_largest(value: f32, lane: u32) -> f32 {
+fn running_largest(value: ${type}, lane: u32) -> ${type} {
   var largest = value;
   for (var reach = 1u; reach < 256u; reach *= 2u) {
     most[lane] = largest;
@@ -52,7 +52,7 @@ const kernel = (constants: Record<string, number | boolean>): KernelSource => ({
     largest: { dtype: "f32", access: "write" },
   },
   parameters: { time: "u32", heads: "u32", members: "u32", chunkSize: "u32", chunks: "u32", lines: "u32" },
-  body: `${GATES}${RUNNING_LARGEST}
+  body: `${GATES}${runningLargest("f32")}
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
         @builtin(local_invocation_index) lane: u32) {
@@ -126,7 +126,7 @@ const laterKernel = (constants: Record<string, number | boolean>): KernelSource 
   constants,
   tensors: { tokens: { dtype: "f32", access: "read" }, later: { dtype: "f32", access: "write" } },
   parameters: { members: "u32", chunks: "u32", lines: "u32" },
-  body: `${RUNNING_LARGEST}
+  body: `${runningLargest("f32")}
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
         @builtin(local_invocation_index) lane: u32) {

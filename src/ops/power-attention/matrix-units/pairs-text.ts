@@ -1,21 +1,20 @@
 import { each } from "../../../devices/webgpu/each.js";
-import { type Column, multiplyAdd, rowStride, storeSums, tileAhead } from "../../../devices/webgpu/matrix-text.js";
-import type { PowerTiles } from "./tiles.js";
+import {
+  type Column,
+  type Matrices,
+  multiplyAdd,
+  rowStride,
+  storeSums,
+  tileAhead,
+} from "../../../devices/webgpu/matrix-text.js";
 
 /*
  * Pieces of kernels whose workgroups keep rows of one packed tensor and walk over tiles of others. Rows of the workgroup
- * begin at row0 + first, those of a subgroup ownRow further on.
+ * begin at row0 + first, those of a subgroup ownRow further on; a chunk or line of rows has CHUNK_ROWS.
  */
 
 /** Matrices of rows of a packed tensor that a subgroup keeps: name_i_step. Rows beyond the chunk repeat its last matrix. */
-export const keepRows = (
-  name: string,
-  binding: string,
-  octets: string,
-  own: number,
-  steps: number,
-  tiles: PowerTiles,
-) =>
+export const keepRows = (name: string, binding: string, octets: string, own: number, steps: number, tiles: Matrices) =>
   each(own, (i) =>
     each(
       steps,
@@ -24,7 +23,10 @@ export const keepRows = (
     ),
   );
 
-/** Products of kept rows with the vectors of a tile in workgroup memory, matrix by matrix, to `target`, in rows of SCORE_STRIDE. */
+/**
+ * Products of kept rows with the vectors of a tile in workgroup memory, matrix by matrix, to `target`, in rows of SCORE_STRIDE
+ * elements, which hold one f32 or four. `from`: the first of the vectors that are the subgroup's.
+ */
 export const scoreAll = (
   kept: string,
   tile: string,
@@ -33,23 +35,27 @@ export const scoreAll = (
   columns: Column[],
   own: number,
   steps: number,
-  tiles: PowerTiles,
+  tiles: Matrices,
+  { perElement = 1, from = "" }: { perElement?: 1 | 4; from?: string } = {},
 ) =>
   columns
     .map(
       ({ octet, width }) => `{
-  ${each(steps, (step) => `let right_${step} = subgroupMatrixLoad<Right${width}, col_major>(&${tile}, ${octet * 8}u * ${stride} + ${(step * tiles.K) / 8}u, ${stride});`)}
+  ${each(steps, (step) => `let right_${step} = subgroupMatrixLoad<Right${width}, col_major>(&${tile}, ${from ? `(${from} + ${octet * 8}u)` : `${octet * 8}u`} * ${stride} + ${(step * tiles.K) / 8}u, ${stride});`)}
   ${each(
     own,
     (i) => `var score_${i} = Result${width}();
   ${each(steps, (step) => `score_${i} = subgroupMatrixMultiplyAccumulate(${kept}_${i}_${step}, right_${step}, score_${i});`)}
-  subgroupMatrixStore<row_major>(&${target}, (ownRow + ${i * tiles.M}u) * SCORE_STRIDE + ${octet * 8}u, score_${i}, SCORE_STRIDE);`,
+  subgroupMatrixStore<row_major>(&${target}, (ownRow + ${i * tiles.M}u) * SCORE_STRIDE + ${(octet * 8) / perElement}u${from ? ` + ${from} / ${perElement}u` : ""}, score_${i}, SCORE_STRIDE);`,
   )}
 }`,
     )
     .join("\n");
 
-/** name_i_j += weights × vectors of a tile, where `weights` holds [rows × others] and the tile [others × columns]. */
+/**
+ * name_i_j += weights × vectors of a tile, where `weights` holds [rows × others] and the tile [others × columns]. `from`: the
+ * first octet of columns that is the subgroup's.
+ */
 export const spread = (
   name: string,
   weights: string,
@@ -57,7 +63,8 @@ export const spread = (
   stride: string,
   own: number,
   columns: Column[],
-  tiles: PowerTiles,
+  tiles: Matrices,
+  from = "0u",
 ) =>
   multiplyAdd(
     own,
@@ -65,7 +72,7 @@ export const spread = (
     (i) =>
       `subgroupMatrixLoad<Left, row_major>(&${weights}, (ownRow + ${i * tiles.M}u) * WEIGHT_STRIDE + step / 8u, WEIGHT_STRIDE)`,
     ({ octet, width }) =>
-      `subgroupMatrixLoad<Right${width}, row_major>(&${tile}, step * ${stride} + ${octet}u, ${stride})`,
+      `subgroupMatrixLoad<Right${width}, row_major>(&${tile}, step * ${stride} + ${octet}u + ${from}, ${stride})`,
     name,
   );
 
@@ -76,14 +83,15 @@ export const storeRows = (
   width: string,
   own: number,
   columns: Column[],
-  tiles: PowerTiles,
+  tiles: Matrices,
+  from = "0u",
 ) =>
   storeSums(
     own,
     columns,
     binding,
     width,
-    (i) => `P.${binding}_at + (row0 + first + ownRow + ${i * tiles.M}u) * ${width}`,
+    (i) => `P.${binding}_at + (row0 + first + ownRow + ${i * tiles.M}u) * ${width} + 8u * ${from}`,
     { name, inside: (i) => `first + ownRow + ${i * tiles.M}u < CHUNK_ROWS` },
   );
 
