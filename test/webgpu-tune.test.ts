@@ -16,6 +16,7 @@ import { DISPATCHES } from "../src/tune/problems.js";
 import { type Problem, solve } from "./attention.js";
 import { expectClose } from "./compare.js";
 import { describeOnGpu, hasAdapter } from "./devices.js";
+import { workgroupBytes } from "./workgroup-bytes.js";
 
 const device = hasAdapter ? ((await getDevice("webgpu", { tiles: false })) as WebGpuDevice) : undefined;
 const folder = mkdtempSync(join(tmpdir(), "tune-test-"));
@@ -37,24 +38,6 @@ test("tune says what it needs where there is nothing to tune", async () => {
 });
 
 const LIMITS = { maxComputeInvocationsPerWorkgroup: 1024, maxComputeWorkgroupSizeX: 1024 };
-
-/** What the workgroup variables of a shader take, its constants put in. */
-function workgroupBytes(code: string): number {
-  const widths: Record<string, number> = { vec4u: 16, vec4f: 16, f32: 4, f16: 2 };
-  const constants: Record<string, string> = Object.fromEntries(
-    [...code.matchAll(/^const (\w+)[^=\n]*= ([^;\n]+);/gm)].map(([, name, value]) => [name, value]),
-  );
-  const evaluate = (expression: string): number => {
-    const numbers = expression
-      .replace(/\b(\d+)u\b/g, "$1")
-      .replace(/[A-Za-z_]\w*/g, (name) => String(evaluate(constants[name])));
-    return Function(`return Math.floor(${numbers})`)();
-  };
-  const arrays = [...code.matchAll(/^var<workgroup> \w+: array<(\w+), ([^>]+)>;/gm)];
-  expect(arrays.length).toBeGreaterThan(0);
-  const flags = [...code.matchAll(/^var<workgroup> \w+: atomic<u32>;/gm)];
-  return arrays.reduce((sum, [, type, count]) => sum + widths[type] * evaluate(count), 4 * flags.length);
-}
 
 /** The numbers below are for its shapes, and a search there takes seconds. */
 const plays = device?.matrixUnits?.subgroupSize === 8;
@@ -157,6 +140,7 @@ describeOnGpu("tiles on webgpu", () => {
         const texts = compiled.mock.calls.filter(([{ label }]) => DISPATCHES[kernel].test(label!));
         expect(texts.length, kernel).toBeGreaterThan(0);
         const bytes = Math.max(...texts.map(([{ code }]) => workgroupBytes(code)));
+        expect(bytes, kernel).toBeGreaterThan(0);
         const sizes = { x: 2, y: kernel.startsWith("softmax") ? 2 : 3, sumAt: 2 };
         const fits = (most: number) => {
           const limits = { ...LIMITS, maxComputeWorkgroupStorageSize: most };

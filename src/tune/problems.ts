@@ -73,7 +73,7 @@ function powerProblem(device: WebGpuDevice, tokens: number, heads: number, headD
   const kernels = !tiles
     ? []
     : kernelsOf(degree).map((kernel) => {
-        const sizes = tileSizes(headDim, headDim, tiles);
+        const sizes = tileSizes(headDim, headDim, degree, tiles);
         const name = tileName(kernel, headDim, headDim);
         return { name, dispatches: DISPATCHES[kernel], start: tiles[kernel], sizes };
       });

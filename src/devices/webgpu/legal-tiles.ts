@@ -14,6 +14,8 @@ export interface TileSizes {
   x: number;
   y: number;
   sumAt: number;
+  /** Octets of a packed row that features of degrees 3 and 4 are made from in workgroup memory; none at others. */
+  kept?: number;
 }
 
 export type TileLimits = Pick<
@@ -49,6 +51,14 @@ export const squareDown = (down: number, octets: number) => Math.min(down, octet
 
 const line = (octets: number) => 16 * rowStride(octets);
 
+/** Halves from one kept row to the next: an odd number of words, so that 32 rows start in different banks. */
+export const elementStride = (octets: number) => 8 * octets + 2;
+
+/** Octets of rows that the gradient through features of degrees 3 and 4 keeps: longer ones leave no room for its results. */
+export const keptForGradient = (octets = 0) => (octets <= 8 ? octets : 0);
+
+const keptRow = (octets = 0) => (octets > 0 ? 2 * elementStride(octets) : 0);
+
 const divides = (tile: Tile, name: string, multiple: number): Rule => [
   tile[name] % multiple === 0,
   `${name} must be a multiple of ${multiple}, got ${tile[name]}`,
@@ -65,16 +75,23 @@ const acrossColumns = ({ across }: Tile, { y }: TileSizes): Rule => [
   `across must divide the ${y} octets of values, got ${across}`,
 ];
 
-/** Pairs of tokens: `memory` f32 tiles of scores and as many of weights, rows × others, and `levels` numbers beside each other. */
-function ofPairs(others: string, scores: number, weights: number, levels: number): Rules {
+/**
+ * Pairs of tokens: f32 tiles of `scores` and f16 ones of `weights`, rows × others, `levels` numbers of each of the others and
+ * `lifts` of each row.
+ */
+function ofPairs(others: string, scores: number, weights: number, levels: number, lifts: number): Rules {
   return {
     numbers: ["rows", others, "down"],
     subgroups: ({ down }) => down,
     bytes: ({ rows, [others]: count }, _, { x, y }) =>
-      count * (line(x) + line(y) + 4 * levels) + rows * (scores * 4 * (count + 1) + weights * line(count / 8)),
+      count * (line(x) + line(y) + 4 * levels) +
+      rows * (scores * 4 * (count + 1) + weights * line(count / 8) + 4 * lifts) +
+      8,
     rules: (tile, units) => [
       divides(tile, "rows", tile.down * units.M),
       ...stepsThroughChunk(tile, others, units),
+      // A matrix of sums passes through a tile of scores.
+      [tile[others] >= units.wide, `${others} must be at least ${units.wide}, got ${tile[others]}`],
       [
         tile[others] <= tile.down * units.subgroupSize,
         `${others} must be at most the ${tile.down * units.subgroupSize} invocations, got ${tile[others]}`,
@@ -130,8 +147,9 @@ const KERNELS: Record<string, Rules> = {
   accumulate: {
     numbers: ["groups", "steps", "down", "across"],
     subgroups: ({ down, across }) => down * across,
-    bytes: ({ groups, steps, down, across }, { M }, { y }) =>
-      Math.max(steps * line(8 * groups), 16 * down * across * M * ((2 * y) / across + 1)) + steps * line(y),
+    bytes: ({ groups, steps, down, across }, { M }, { y, kept }) =>
+      Math.max(steps * line(8 * groups), 16 * down * across * M * ((2 * y) / across + 1)) +
+      steps * (line(y) + keptRow(kept)),
     rules: (tile, units, sizes) => [
       [
         (64 * tile.groups) % (tile.down * units.M) === 0,
@@ -144,16 +162,17 @@ const KERNELS: Record<string, Rules> = {
   read: {
     numbers: ["tokens", "down", "across"],
     subgroups: ({ down, across }) => down * across,
-    bytes: ({ tokens }, _, { y }) => tokens * line(8) + 64 * line(y),
+    bytes: ({ tokens }, _, { y, kept }) => tokens * (line(8) + keptRow(kept)) + 64 * line(y),
     rules: (tile, units, sizes) => [divides(tile, "tokens", tile.down * units.M), acrossColumns(tile, sizes)],
   },
-  pairs: ofPairs("keys", 1, 1, 1),
-  pairsQueries: ofPairs("keys", 2, 1, 1),
-  pairsKeys: ofPairs("queries", 2, 2, 2),
+  pairs: ofPairs("keys", 1, 1, 1, 1),
+  pairsQueries: ofPairs("keys", 2, 1, 1, 1),
+  pairsKeys: ofPairs("queries", 2, 2, 2, 2),
   gradient: {
     numbers: ["down"],
     subgroups: ({ down }) => down,
-    bytes: ({ down }, { subgroupSize }, { x, y }) => 64 * line(y) + 4 * down * subgroupSize * (65 + 8 * x + 1),
+    bytes: ({ down }, { subgroupSize }, { x, y, kept }) =>
+      64 * line(y) + 256 + down * subgroupSize * (4 * (65 + 8 * x + 1) + keptRow(keptForGradient(kept))),
     rules: () => [],
   },
   square: {

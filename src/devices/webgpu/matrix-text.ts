@@ -43,6 +43,10 @@ export function columnMatrices(columns: number, { wide, narrow }: Matrices): Col
 export const declareSums = (down: number, columns: Column[], name = "sum") =>
   each(down, (i) => columns.map(({ width }, j) => `var ${name}_${i}_${j}: Result${width};`).join(" "));
 
+/** Sets them to zero, where they are declared outside of a loop and summed in it. */
+export const zeroSums = (down: number, columns: Column[], name = "sum") =>
+  each(down, (i) => columns.map(({ width }, j) => `${name}_${i}_${j} = Result${width}();`).join(" "));
+
 /** name_i_j += left_i × right_j; `left(i)` and `right(column)` say where each is loaded from. */
 export const multiplyAdd = (
   down: number,

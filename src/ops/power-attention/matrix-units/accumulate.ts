@@ -12,6 +12,7 @@ import {
 import { empty, type Tensor } from "../../../tensor/tensor.js";
 import type { SequencePlan } from "../contract.js";
 import { GROUP } from "./features.js";
+import { accumulateHigher } from "./higher-features.js";
 import type { Levels } from "./levels.js";
 import { chunkRows, type Packed } from "./pack.js";
 import { FEATURE_EXPONENT, MAKE_FEATURES, type PowerTiles, powerConstants } from "./tiles.js";
@@ -20,7 +21,7 @@ import { FEATURE_EXPONENT, MAKE_FEATURES, type PowerTiles, powerConstants } from
  * Σ_t weight_t · φ(x_t) y_tᵀ over the tokens of a chunk: [features × tokens] by [tokens × columns]. Features are made in
  * workgroup memory, token by token, and read from there transposed.
  */
-const body = (tiles: PowerTiles, columns: number, degree: number) => {
+const body = (tiles: PowerTiles, columns: number, degree: number, xOctets: number) => {
   const { groups, steps, down, across } = tiles.accumulate;
   const lanes = down * across * tiles.subgroupSize;
   const laneAt = (k: number) => `(lane + ${k * lanes}u)`;
@@ -54,7 +55,8 @@ const body = (tiles: PowerTiles, columns: number, degree: number) => {
         let weight = f16(exp2(FEATURE_EXPONENT) * load_tokens(4u * row + 3u));
         make_group(row, weight, id.x * GROUPS + group, token * PHI_STRIDE + 8u * group);
       }`;
-  const fetch = `${ahead ? fetchFeatures : ""}
+  const higher = accumulateHigher(degree, xOctets, steps * groups, steps, lanes);
+  const fetch = `${ahead ? fetchFeatures : ""}${higher?.fetch ?? ""}
     ${values.fetch}`;
   const own = (groups * GROUP) / (down * tiles.M);
   const matricesAcross = columnMatrices(columns / across, tiles);
@@ -68,7 +70,7 @@ const OWN_OCTETS = OWN_COLUMNS / 8;
 const STRIP_STRIDE = OWN_COLUMNS / 4 + 1;
 var<workgroup> phi: array<vec4u, max(STEPS * PHI_STRIDE, DOWN * ACROSS * MATRIX_M * STRIP_STRIDE)>;
 var<workgroup> values: array<vec4u, STEPS * Y_STRIDE>;
-${MAKE_FEATURES}
+${higher?.functions ?? MAKE_FEATURES}
 
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
@@ -93,16 +95,17 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   let tokenAt_${k} = 4u * (${laneAt(k)} % STEPS) + 3u;
   var low_${k} = vec4u(0); var high_${k} = vec4u(0); var weight_${k} = 0.0;`,
         )
-      : ""
+      : (higher?.declare ?? "")
   }
   for (var member = 0u; member < P.members; member++) {
     let row0 = ((line * P.members + member) * P.chunks + chunk) * CHUNK_ROWS;
     var base = 0u;
     ${fetch}
+    ${higher?.keep ?? ""}
     for (var done = 0u; done < CHUNK_ROWS; done += STEPS) {
       workgroupBarrier();
       ${values.keep}
-      ${ahead ? makeAhead : make}
+      ${ahead ? makeAhead : (higher?.make ?? make)}
       workgroupBarrier();
       // The last once more, rather than a branch: lanes would wait at its end for what was fetched.
       base = min(base + STEPS, CHUNK_ROWS - STEPS);
@@ -117,6 +120,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
             `subgroupMatrixLoad<Right${width}, row_major>(&values, step * Y_STRIDE + ownColumn / 8u + ${octet}u, Y_STRIDE)`,
         )}
       }
+      ${higher?.keep ?? ""}
     }
   }
   let feature = id.x * GROUPS * 64u + ownRow;
@@ -183,11 +187,11 @@ export function accumulate(
       x: { dtype: "f16", access: "read", vectors: true },
       y: { dtype: "f16", access: "read", vectors: true },
       tokens: { dtype: "f32", access: "read" },
-      octets: { dtype: "i32", access: "read" },
+      octets: { dtype: "i32", access: "read", vectors: degree > 2 },
       s: { dtype: "f16", access: "write", vectors: true },
     },
     parameters: { states: "u32", chunks: "u32", members: "u32", features: "u32" },
-    body: body(tiles, columns, degree),
+    body: body(tiles, columns, degree, x.octets),
   };
   const s = empty([batch, heads, chunks, features, columns], device, "f16");
   device.dispatch(source, {

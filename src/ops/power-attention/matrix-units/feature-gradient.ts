@@ -1,13 +1,16 @@
 import { webgpuDevice } from "../../../devices/webgpu/device.js";
+import { each } from "../../../devices/webgpu/each.js";
 import type { KernelSource } from "../../../devices/webgpu/kernel.js";
-import { columnMatrices, matrices, rowStride } from "../../../devices/webgpu/matrix-text.js";
+import { columnMatrices, matrices, rowStride, tileAhead } from "../../../devices/webgpu/matrix-text.js";
 import { empty, type Tensor } from "../../../tensor/tensor.js";
 import type { SequencePlan } from "../contract.js";
+import { contraction } from "./contraction.js";
 import { OCTET } from "./features.js";
+import { groupWords } from "./higher-features.js";
 import { chunkRows, type Packed } from "./pack.js";
 import { keepRows, scoreAll } from "./pairs-text.js";
 import { type ChunkStates, FACTORS } from "./scan.js";
-import { ELEMENT, EXPONENTS, HALVES } from "./text.js";
+import { EXPONENTS, HALVES } from "./text.js";
 import { type PowerTiles, powerConstants } from "./tiles.js";
 
 /**
@@ -15,19 +18,26 @@ import { type PowerTiles, powerConstants } from "./tiles.js";
  * then contracted with ∂φ/∂x. An invocation has a token to itself: of an octet of features, x[8j …] times a prefix, the
  * elements 8j … get dφ times the prefix, and each factor of the prefix the rest of it times dφ·x[8j …].
  */
-const body = (tiles: PowerTiles, sumAt: number) => {
+const body = (tiles: PowerTiles, degree: number, xOctets: number, yOctets: number, sumAt: number) => {
   const own = tiles.subgroupSize / tiles.M;
   const steps = (sumAt * OCTET) / tiles.K;
+  const part = tileAhead(
+    "part",
+    { lines: 64, octets: yOctets, stride: rowStride(yOctets), lanes: tiles.gradient.down * tiles.subgroupSize },
+    (n) => `load4_s(s0 + ${n})`,
+  );
+  const { functions, begin, group, octet, end } = contraction(degree, xOctets);
   return `${matrices(tiles)}
 const TOKENS = DOWN * SUBGROUP;
 const WIDTH = X_OCTETS * 8;
 const SCORE_STRIDE = 65;
 const DX_STRIDE = WIDTH + 1;
 var<workgroup> part: array<vec4u, 64 * S_STRIDE>;
+var<workgroup> sums: array<vec4f, 16>;
 var<workgroup> changes: array<f32, TOKENS * SCORE_STRIDE>;
 var<workgroup> dx: array<f32, TOKENS * DX_STRIDE>;
 
-${HALVES}${ELEMENT}${EXPONENTS}
+${HALVES}${EXPONENTS}${functions}
 fn pair_of(word: u32) -> vec2f { return vec2f(halves(word)); }
 
 @compute @workgroup_size(TOKENS)
@@ -47,48 +57,43 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   let ysum = pair_of(load4_y(row * Y_OCTETS + SUM_AT).x).x *
     load_factors(${FACTORS}u * stateLine + 6u) / load_factors(${FACTORS}u * stateLine + 5u) * sum_scale(line, chunk);
   ${keepRows("y", "y", "Y_OCTETS", own, steps, tiles)}
-  var octet = vec4u(0);
+  var s0 = stateLine * P.features * Y_OCTETS;
+  ${part.declare}
+  ${part.fetch}
+  var x_low = vec4f(0);
+  var x_high = vec4f(0);
   var block = 0xffffffffu;
   var low = vec4f(0);
   var high = vec4f(0);
+  ${begin}
   for (var group = 0u; group < P.features / 64u; group++) {
     workgroupBarrier();
-    let s0 = (stateLine * P.features + 64u * group) * Y_OCTETS;
-    for (var n = lane; n < 64u * Y_OCTETS; n += TOKENS) { part[(n / Y_OCTETS) * S_STRIDE + n % Y_OCTETS] = load4_s(s0 + n); }
+    ${part.keep}
     workgroupBarrier();
-    ${scoreAll("y", "part", "S_STRIDE", "changes", columnMatrices(64, tiles), own, steps, tiles)}
-    workgroupBarrier();
-    for (var k = 0u; k < 8u; k++) {
-      let word = bitcast<u32>(load_octets(8u * group + k));
-      if (word >> 24u != block) {
-        // Another block of x: its gradient so far goes to memory.
-        flush(lane, block, low, high);
-        low = vec4f(0);
-        high = vec4f(0);
-        block = word >> 24u;
-        octet = load4_x(row * X_OCTETS + block);
-      }
-      let at = lane * SCORE_STRIDE + 8u * k;
-      let z = (8u * k) * S_STRIDE + SUM_AT;
-      let a = vec4f(changes[at], changes[at + 1u], changes[at + 2u], changes[at + 3u]) +
-        ysum * vec4f(pair_of(part[z].x).x, pair_of(part[z + S_STRIDE].x).x, pair_of(part[z + 2u * S_STRIDE].x).x, pair_of(part[z + 3u * S_STRIDE].x).x);
-      let b = vec4f(changes[at + 4u], changes[at + 5u], changes[at + 6u], changes[at + 7u]) +
-        ysum * vec4f(pair_of(part[z + 4u * S_STRIDE].x).x, pair_of(part[z + 5u * S_STRIDE].x).x, pair_of(part[z + 6u * S_STRIDE].x).x, pair_of(part[z + 7u * S_STRIDE].x).x);
-      let rest = dot(a, vec4f(pair_of(octet.x), pair_of(octet.y))) + dot(b, vec4f(pair_of(octet.z), pair_of(octet.w)));
-      var factor = 1.0;
-      for (var m = 0u; m + 1u < DEGREE; m++) {
-        let i = (word >> (8u * m)) & 255u;
-        var others = rest;
-        for (var o = 0u; o + 1u < DEGREE; o++) {
-          if (o != m) { others *= f32(element(row, (word >> (8u * o)) & 255u)); }
-        }
-        dx[lane * DX_STRIDE + i] += others;
-        factor *= f32(element(row, i));
-      }
-      low += factor * a;
-      high += factor * b;
+    s0 += 64u * Y_OCTETS;
+    if (64u * group + 64u < P.features) {
+      ${part.fetch}
     }
+    ${groupWords("group")}
+    ${scoreAll("y", "part", "S_STRIDE", "changes", columnMatrices(64, tiles), own, steps, tiles)}
+    for (var n = lane; n < 16u; n += TOKENS) {
+      let at = 4u * n * S_STRIDE + SUM_AT;
+      sums[n] = vec4f(${[0, 1, 2, 3].map((k) => `pair_of(part[at + ${k}u * S_STRIDE].x).x`).join(", ")});
+    }
+    workgroupBarrier();
+    let at = lane * SCORE_STRIDE;
+    ${group}
+    ${each(
+      8,
+      (k) => `{
+      let word = word_${k};
+      let a = vec4f(${[0, 1, 2, 3].map((j) => `changes[at + ${8 * k + j}u]`).join(", ")}) + ysum * sums[${2 * k}];
+      let b = vec4f(${[4, 5, 6, 7].map((j) => `changes[at + ${8 * k + j}u]`).join(", ")}) + ysum * sums[${2 * k + 1}];
+      ${octet}
+    }`,
+    )}
   }
+  ${end}
   flush(lane, block, low, high);
   workgroupBarrier();
   // Rows one after the other, so that lanes write neighbours.
@@ -102,10 +107,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
 fn flush(lane: u32, block: u32, low: vec4f, high: vec4f) {
   if (block == 0xffffffffu) { return; }
   let to = lane * DX_STRIDE + 8u * block;
-  for (var j = 0u; j < 4u; j++) {
-    dx[to + j] += low[j];
-    dx[to + 4u + j] += high[j];
-  }
+  ${["x", "y", "z", "w"].map((j, k) => `dx[to + ${k}u] += low.${j}; dx[to + ${k + 4}u] += high.${j};`).join("\n  ")}
 }
 
 // 2^e of the values of the chunk: for queries y's sums were divided by it beside, for keys the values were.
@@ -113,7 +115,7 @@ fn sum_scale(line: u32, chunk: u32) -> f32 {
   let head = line / P.chunks / P.members;
   let b = head / P.heads;
   let power = power_of(load_valueLargest((b * P.chunks + chunk) * P.heads + head % P.heads));
-  return select(1.0 / power, power, QUERIES);
+  return select(1.0 / power, power, P.queries == 1u);
 }`;
 };
 
@@ -139,11 +141,10 @@ export function featureGradient(
   const lines = rows / chunkRows(plan);
   const { down } = tiles.gradient;
   const source: KernelSource = {
-    name: `feature-gradient-${side}`,
+    name: "feature-gradient",
     constants: {
       ...powerConstants(tiles),
       DEGREE: degree,
-      QUERIES: side === "queries",
       X_OCTETS: x.octets,
       Y_OCTETS: y.octets,
       S_STRIDE: rowStride(y.octets),
@@ -157,16 +158,27 @@ export function featureGradient(
       s: { dtype: "f16", access: "read", vectors: true },
       factors: { dtype: "f32", access: "read" },
       valueLargest: { dtype: "f32", access: "read" },
-      octets: { dtype: "i32", access: "read" },
+      octets: { dtype: "i32", access: "read", vectors: true },
       result: { dtype: "f32", access: "write" },
     },
-    parameters: { lines: "u32", chunks: "u32", heads: "u32", members: "u32", features: "u32", firstChunk: "u32" },
-    body: body(tiles, sumAt),
+    parameters: {
+      lines: "u32",
+      chunks: "u32",
+      heads: "u32",
+      members: "u32",
+      features: "u32",
+      firstChunk: "u32",
+      queries: "u32",
+    },
+    body: body(tiles, degree, x.octets, y.octets, sumAt),
   };
   const result = empty([rows, OCTET * x.octets], device, "f32");
   device.dispatch(source, {
     tensors: { x: x.values, y: y.values, s, factors, valueLargest, octets, result },
-    parameters: { lines, chunks, heads, members: lines / (batch * heads * chunks), features: s.shape[3], firstChunk },
+    parameters: {
+      ...{ lines, chunks, heads, members: lines / (batch * heads * chunks), features: s.shape[3], firstChunk },
+      queries: Number(side === "queries"),
+    },
     workgroups: [Math.ceil(chunkRows(plan) / (down * tiles.subgroupSize)), ...device.spread(lines)],
   });
   return result;

@@ -7,12 +7,15 @@ import type { SequencePlan } from "../contract.js";
 import type { Levels } from "./levels.js";
 import { chunkRows, type Packed } from "./pack.js";
 import { GRADIENT_EXPONENT, POWER, WEIGHT_EXPONENT } from "./pairs.js";
+import { declareLifts, liftOf, looks, measure, whileMeasuring } from "./pairs-range.js";
 import { keepRows, octetOf, scoreAll, spread, storeRows, tilesAhead } from "./pairs-text.js";
 import { HALVES } from "./text.js";
 import { type PowerTiles, powerConstants } from "./tiles.js";
 
 const SHARED = `${HALVES}${POWER}
 fn first_half(word: u32) -> f32 { return f32(halves(word).x); }
+// How far a change of a weight falls short of the largest that there is of packed vectors, in powers of two.
+fn change_gap(change: f32) -> f32 { return select(5.0 - log2(abs(change)), 1e30, change == 0.0); }
 `;
 
 interface Sizes {
@@ -34,6 +37,60 @@ const queriesBody = (tiles: PowerTiles, { xOctets, yOctets, sumAt }: Sizes) => {
   const fetch = `${keyTile.fetch}
     ${valueTile.fetch}
     if (lane < OTHERS) { level = load_keyTokens(4u * (keyRow0 + key0 + lane)); }`;
+  const walk = `
+    key0 = 0u;
+    ${fetch}
+    loop {
+      workgroupBarrier();
+      ${keyTile.keep}
+      ${valueTile.keep}
+      if (lane < OTHERS) { keyLevels[lane] = level; }
+      workgroupBarrier();
+      let now = key0;
+      key0 += OTHERS;
+      if (key0 < end) {
+        ${fetch}
+      }
+      ${scoreAll("q", "keys", "X_STRIDE", "scores", keyMatrices, own, xSteps, tiles)}
+      ${scoreAll("dy", "values", "Y_STRIDE", "changes", keyMatrices, own, ySteps, tiles)}
+      workgroupBarrier();
+      for (var n = lane; n < ROWS * WEIGHT_OCTETS; n += LANES) {
+        let row = n % ROWS;
+        let octet = n / ROWS;
+        let inChunk = min(first + row, CHUNK_ROWS - 1u);
+        let strongest = load_keyTokens(4u * (keyRow0 + inChunk) + 1u);
+        let dsum = first_half(load4_dy((row0 + inChunk) * Y_OCTETS + SUM_AT).x);
+        let at = row * SCORE_STRIDE + 8u * octet;
+        let place = first + row - now - 8u * octet; // of the row among the octet's keys; beyond 2^31 where it is before them
+        let ends = select(0u, min(place + 1u, 8u), place < 0x80000000u);
+        ${whileMeasuring(
+          measure(
+            "lifts",
+            (k) => `${k}u < ends`,
+            (k) =>
+              `strongest - keyLevels[8u * octet + ${k}u] + fall(scores[at + ${k}u], DEGREE - 1u) + change_gap(changes[at + ${k}u] + dsum)`,
+          ),
+        )}
+        let most = strongest - GRADIENT_EXPONENT - ${liftOf("lifts")};
+${each(
+  8,
+  (k) =>
+    `let g_${k} = select(0.0, (changes[at + ${k}u] + dsum) * power(scores[at + ${k}u], DEGREE - 1u) * exp2(keyLevels[8u * octet + ${k}u] - most), ${k}u < ends);`,
+)}
+        weights[row * WEIGHT_STRIDE + octet] = ${octetOf("g")};
+      }
+      workgroupBarrier();
+      for (var step = 0u; step < OTHERS; step += MATRIX_K) {
+        ${spread("dq", "weights", "keys", "X_STRIDE", own, columns, tiles)}
+      }
+      if (key0 >= end) { break; }
+    }`;
+  const result = {
+    ...{ name: "dq", columns, lifts: "lifts", binding: "dQ", width: "(8u * X_OCTETS)", scrap: "scores" },
+    store: storeRows("dq", "dQ", "8u * X_OCTETS", own, columns, tiles),
+  };
+  // A query of zeros, one at which no gradient arrived and one beyond the sequence have no level.
+  const counts = "load_queryTokens(4u * (row0 + inChunk)) > -1e8";
   return `${matrices(tiles)}
 const LANES = DOWN * SUBGROUP;
 const OWN_ROWS = ROWS / DOWN;
@@ -45,7 +102,7 @@ var<workgroup> scores: array<f32, ROWS * SCORE_STRIDE>;
 var<workgroup> changes: array<f32, ROWS * SCORE_STRIDE>;
 var<workgroup> weights: array<vec4u, ROWS * WEIGHT_STRIDE>;
 var<workgroup> keyLevels: array<f32, OTHERS>;
-${SHARED}
+${SHARED}${declareLifts(["lifts"])}
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
         @builtin(local_invocation_index) lane: u32) {
@@ -64,44 +121,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   var level = 0.0;
   ${keyTile.declare}
   ${valueTile.declare}
-  ${fetch}
-  loop {
-    workgroupBarrier();
-    ${keyTile.keep}
-    ${valueTile.keep}
-    if (lane < OTHERS) { keyLevels[lane] = level; }
-    workgroupBarrier();
-    let now = key0;
-    key0 += OTHERS;
-    if (key0 < end) {
-      ${fetch}
-    }
-    ${scoreAll("q", "keys", "X_STRIDE", "scores", keyMatrices, own, xSteps, tiles)}
-    ${scoreAll("dy", "values", "Y_STRIDE", "changes", keyMatrices, own, ySteps, tiles)}
-    workgroupBarrier();
-    for (var n = lane; n < ROWS * WEIGHT_OCTETS; n += LANES) {
-      let row = n % ROWS;
-      let octet = n / ROWS;
-      let inChunk = min(first + row, CHUNK_ROWS - 1u);
-      let most = load_keyTokens(4u * (keyRow0 + inChunk) + 1u) - GRADIENT_EXPONENT;
-      let dsum = first_half(load4_dy((row0 + inChunk) * Y_OCTETS + SUM_AT).x);
-      let at = row * SCORE_STRIDE + 8u * octet;
-      let place = first + row - now - 8u * octet; // of the row among the octet's keys; beyond 2^31 where it is before them
-      let ends = select(0u, min(place + 1u, 8u), place < 0x80000000u);
-${each(
-  8,
-  (k) =>
-    `let g_${k} = select(0.0, (changes[at + ${k}u] + dsum) * power(scores[at + ${k}u], DEGREE - 1u) * exp2(keyLevels[8u * octet + ${k}u] - most), ${k}u < ends);`,
-)}
-      weights[row * WEIGHT_STRIDE + octet] = ${octetOf("g")};
-    }
-    workgroupBarrier();
-    for (var step = 0u; step < OTHERS; step += MATRIX_K) {
-      ${spread("dq", "weights", "keys", "X_STRIDE", own, columns, tiles)}
-    }
-    if (key0 >= end) { break; }
-  }
-  ${storeRows("dq", "dQ", "8u * X_OCTETS", own, columns, tiles)}
+  ${looks(walk, [result], own, tiles, counts)}
 }`;
 };
 
@@ -124,37 +144,7 @@ const keysBody = (tiles: PowerTiles, { xOctets, yOctets, sumAt }: Sizes) => {
       level = load_queryTokens(4u * (queryRow0 + query0 + lane));
       dsum = load4_dy((queryRow0 + query0 + lane) * Y_OCTETS + SUM_AT).x;
     }`;
-  return `${matrices(tiles)}
-const LANES = DOWN * SUBGROUP;
-const OWN_ROWS = ROWS / DOWN;
-const SCORE_STRIDE = OTHERS + 1;
-const WEIGHT_OCTETS = OTHERS / 8;
-var<workgroup> queries: array<vec4u, OTHERS * X_STRIDE>;
-var<workgroup> gradients: array<vec4u, OTHERS * Y_STRIDE>;
-var<workgroup> scores: array<f32, ROWS * SCORE_STRIDE>;
-var<workgroup> changes: array<f32, ROWS * SCORE_STRIDE>;
-var<workgroup> weights: array<vec4u, ROWS * WEIGHT_STRIDE>;
-var<workgroup> pulls: array<vec4u, ROWS * WEIGHT_STRIDE>;
-var<workgroup> queryLevels: array<f32, OTHERS>;
-var<workgroup> dsums: array<f32, OTHERS>;
-${SHARED}
-@compute @workgroup_size(LANES)
-fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
-        @builtin(local_invocation_index) lane: u32) {
-  let line = id.y + id.z * groups.y; // counts b, key head, chunk
-  if (line >= P.lines) { return; }
-  let chunk = line % P.chunks;
-  let first = id.x * ROWS;
-  let row0 = line * CHUNK_ROWS;
-  let ownRow = (lane / SUBGROUP) * OWN_ROWS;
-  ${keepRows("k", "k", "X_OCTETS", own, xSteps, tiles)}
-  ${keepRows("v", "v", "Y_OCTETS", own, ySteps, tiles)}
-  ${declareSums(own, xColumns, "dk")}
-  ${declareSums(own, yColumns, "dv")}
-  var level = 0.0;
-  var dsum = 0u;
-  ${queryTile.declare}
-  ${gradientTile.declare}
+  const walk = `
   for (var member = 0u; member < P.members; member++) {
     let queryRow0 = (((line / P.chunks) * P.members + member) * P.chunks + chunk) * CHUNK_ROWS;
     var query0 = first / OTHERS * OTHERS;
@@ -179,17 +169,33 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
       for (var n = lane; n < ROWS * WEIGHT_OCTETS; n += LANES) {
         let row = n % ROWS;
         let octet = n / ROWS;
-        let most = load_later(row0 + min(first + row, CHUNK_ROWS - 1u));
+        let strongest = load_later(row0 + min(first + row, CHUNK_ROWS - 1u));
         let at = row * SCORE_STRIDE + 8u * octet;
         let place = now + 8u * octet - first - row; // of the octet's first query after the row; beyond 2^31 where it is before
         let begins = select(0u, min(0u - place, 8u), place >= 0x80000000u);
+        ${whileMeasuring(
+          `${measure(
+            "lifts",
+            (k) => `${k}u >= begins`,
+            (k) => `strongest - queryLevels[8u * octet + ${k}u] + fall(scores[at + ${k}u], DEGREE)`,
+          )}
+          ${measure(
+            "pullLifts",
+            (k) => `${k}u >= begins`,
+            (k) =>
+              `strongest - queryLevels[8u * octet + ${k}u] + fall(scores[at + ${k}u], DEGREE - 1u) + change_gap(changes[at + ${k}u] + dsums[8u * octet + ${k}u])`,
+          )}`,
+        )}
+        let lift = ${liftOf("lifts")};
+        let most = strongest - lift - WEIGHT_EXPONENT;
+        let pull = exp2(${liftOf("pullLifts")} - lift + GRADIENT_EXPONENT - WEIGHT_EXPONENT);
 ${each(
   8,
   (
     k,
   ) => `let below_${k} = select(0.0, power(scores[at + ${k}u], DEGREE - 1u) * exp2(queryLevels[8u * octet + ${k}u] - most), ${k}u >= begins);
-        let w_${k} = exp2(WEIGHT_EXPONENT) * below_${k} * scores[at + ${k}u];
-        let h_${k} = exp2(GRADIENT_EXPONENT) * below_${k} * (changes[at + ${k}u] + dsums[8u * octet + ${k}u]);`,
+        let w_${k} = below_${k} * scores[at + ${k}u];
+        let h_${k} = pull * below_${k} * (changes[at + ${k}u] + dsums[8u * octet + ${k}u]);`,
 )}
         weights[row * WEIGHT_STRIDE + octet] = ${octetOf("w")};
         pulls[row * WEIGHT_STRIDE + octet] = ${octetOf("h")};
@@ -201,9 +207,58 @@ ${each(
       }
       if (query0 >= CHUNK_ROWS) { break; }
     }
-  }
-  ${storeRows("dk", "dK", "8u * X_OCTETS", own, xColumns, tiles)}
-  ${storeRows("dv", "dV", "8u * SUM_AT", own, yColumns, tiles)}
+  }`;
+  const results = [
+    {
+      ...{
+        name: "dk",
+        columns: xColumns,
+        lifts: "pullLifts",
+        binding: "dK",
+        width: "(8u * X_OCTETS)",
+        scrap: "scores",
+      },
+      store: storeRows("dk", "dK", "8u * X_OCTETS", own, xColumns, tiles),
+    },
+    {
+      ...{ name: "dv", columns: yColumns, lifts: "lifts", binding: "dV", width: "(8u * SUM_AT)", scrap: "changes" },
+      store: storeRows("dv", "dV", "8u * SUM_AT", own, yColumns, tiles),
+    },
+  ];
+  // Nothing comes from a token's later queries where they have no level.
+  const counts = "load_later(row0 + inChunk) > -1e8";
+  return `${matrices(tiles)}
+const LANES = DOWN * SUBGROUP;
+const OWN_ROWS = ROWS / DOWN;
+const SCORE_STRIDE = OTHERS + 1;
+const WEIGHT_OCTETS = OTHERS / 8;
+var<workgroup> queries: array<vec4u, OTHERS * X_STRIDE>;
+var<workgroup> gradients: array<vec4u, OTHERS * Y_STRIDE>;
+var<workgroup> scores: array<f32, ROWS * SCORE_STRIDE>;
+var<workgroup> changes: array<f32, ROWS * SCORE_STRIDE>;
+var<workgroup> weights: array<vec4u, ROWS * WEIGHT_STRIDE>;
+var<workgroup> pulls: array<vec4u, ROWS * WEIGHT_STRIDE>;
+var<workgroup> queryLevels: array<f32, OTHERS>;
+var<workgroup> dsums: array<f32, OTHERS>;
+${SHARED}${declareLifts(["lifts", "pullLifts"])}
+@compute @workgroup_size(LANES)
+fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
+        @builtin(local_invocation_index) lane: u32) {
+  let line = id.y + id.z * groups.y; // counts b, key head, chunk
+  if (line >= P.lines) { return; }
+  let chunk = line % P.chunks;
+  let first = id.x * ROWS;
+  let row0 = line * CHUNK_ROWS;
+  let ownRow = (lane / SUBGROUP) * OWN_ROWS;
+  ${keepRows("k", "k", "X_OCTETS", own, xSteps, tiles)}
+  ${keepRows("v", "v", "Y_OCTETS", own, ySteps, tiles)}
+  ${declareSums(own, xColumns, "dk")}
+  ${declareSums(own, yColumns, "dv")}
+  var level = 0.0;
+  var dsum = 0u;
+  ${queryTile.declare}
+  ${gradientTile.declare}
+  ${looks(walk, results, own, tiles, counts)}
 }`;
 };
 
@@ -266,12 +321,12 @@ export function pairsGradients(
     {
       name: "pairs-gradient-queries",
       constants: constants(tiles.pairsQueries, tiles.pairsQueries.keys),
-      tensors: { ...shared, keyTokens: numbers, dQ: result },
+      tensors: { ...shared, keyTokens: numbers, queryTokens: numbers, dQ: result },
       parameters,
       body: queriesBody(tiles, sizes),
     },
     {
-      tensors: { ...given, keyTokens: keys.tokens, dQ },
+      tensors: { ...given, keyTokens: keys.tokens, queryTokens: queries.tokens, dQ },
       parameters: { lines: lines(q), chunks, members },
       workgroups: groups(q, tiles.pairsQueries),
     },

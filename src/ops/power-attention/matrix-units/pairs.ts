@@ -5,7 +5,8 @@ import { columnMatrices, declareSums, matrices, rowStride } from "../../../devic
 import { empty, type Tensor } from "../../../tensor/tensor.js";
 import type { SequencePlan } from "../contract.js";
 import type { Levels } from "./levels.js";
-import { chunkRows, type Packed } from "./pack.js";
+import { chunkRows, type Packed, valueOctets } from "./pack.js";
+import { declareLifts, liftOf, looks, measure, whileMeasuring } from "./pairs-range.js";
 import { keepRows, octetOf, scoreAll, spread, storeRows, tilesAhead } from "./pairs-text.js";
 import { HALVES } from "./text.js";
 import { type PowerTiles, powerConstants } from "./tiles.js";
@@ -26,7 +27,7 @@ fn power(x: f32, degree: u32) -> f32 {
 `;
 
 /** Σ_j w_ij v_j over the keys of a query's chunk up to itself; see `pairs`. */
-const body = (tiles: PowerTiles, xOctets: number, columns: number) => {
+const body = (tiles: PowerTiles, xOctets: number, columns: number, sumAt: number) => {
   const { rows, keys, down } = tiles.pairs;
   const own = rows / (down * tiles.M);
   const xSteps = (xOctets * 8) / tiles.K;
@@ -38,6 +39,57 @@ const body = (tiles: PowerTiles, xOctets: number, columns: number) => {
   const fetch = `${keyTile.fetch}
     ${valueTile.fetch}
     if (lane < KEYS) { level = load_tokens(4u * (keyRow0 + key0 + lane)); }`;
+  const walk = `
+    key0 = 0u;
+    ${fetch}
+    loop {
+      workgroupBarrier();
+      ${keyTile.keep}
+      ${valueTile.keep}
+      if (lane < KEYS) { keyLevels[lane] = level; }
+      workgroupBarrier();
+      let now = key0;
+      key0 += KEYS;
+      if (key0 < end) {
+        ${fetch}
+      }
+      ${scoreAll("q", "keys", "X_STRIDE", "scores", keyMatrices, own, xSteps, tiles)}
+      workgroupBarrier();
+      for (var n = lane; n < ROWS * WEIGHT_OCTETS; n += LANES) {
+        let row = n % ROWS;
+        let octet = n / ROWS;
+        let strongest = load_tokens(4u * (keyRow0 + min(first + row, CHUNK_ROWS - 1u)) + 1u);
+        let at = row * SCORE_STRIDE + 8u * octet;
+        let place = first + row - now - 8u * octet; // of the row among the octet's keys; beyond 2^31 where it is before them
+        let ends = select(0u, min(place + 1u, 8u), place < 0x80000000u);
+        ${whileMeasuring(
+          measure(
+            "lifts",
+            (k) => `${k}u < ends`,
+            (k) => `strongest - keyLevels[8u * octet + ${k}u] + fall(scores[at + ${k}u], DEGREE)`,
+          ),
+        )}
+        let most = strongest - WEIGHT_EXPONENT - ${liftOf("lifts")};
+${each(
+  8,
+  (k) =>
+    `let w_${k} = select(0.0, power(scores[at + ${k}u], DEGREE) * exp2(keyLevels[8u * octet + ${k}u] - most), ${k}u < ends);`,
+)}
+        weights[row * WEIGHT_STRIDE + octet] = ${octetOf("w")};
+      }
+      workgroupBarrier();
+      for (var step = 0u; step < KEYS; step += MATRIX_K) {
+        ${spread("sum", "weights", "values", "V_STRIDE", own, valueMatrices, tiles)}
+      }
+      if (key0 >= end) { break; }
+    }`;
+  const result = {
+    ...{ name: "sum", columns: valueMatrices, lifts: "lifts", binding: "result", width: "COLUMNS", scrap: "scores" },
+    store: storeRows("sum", "result", "COLUMNS", own, valueMatrices, tiles),
+    sumColumn: 8 * sumAt,
+  };
+  // A token beyond the sequence has no level, and a query of zeros weighs nothing.
+  const counts = "load_tokens(4u * (keyRow0 + inChunk)) > -1e20 && load_exponents(row0 + inChunk) > -1e8";
   return `${matrices(tiles)}
 const LANES = DOWN * SUBGROUP;
 const OWN_ROWS = ROWS / DOWN;
@@ -50,7 +102,7 @@ var<workgroup> scores: array<f32, ROWS * SCORE_STRIDE>;
 var<workgroup> weights: array<vec4u, ROWS * WEIGHT_STRIDE>;
 var<workgroup> keyLevels: array<f32, KEYS>;
 
-${HALVES}${POWER}
+${HALVES}${POWER}${declareLifts(["lifts"])}
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
         @builtin(local_invocation_index) lane: u32) {
@@ -68,41 +120,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   var level = 0.0;
   ${keyTile.declare}
   ${valueTile.declare}
-  ${fetch}
-  loop {
-    workgroupBarrier();
-    ${keyTile.keep}
-    ${valueTile.keep}
-    if (lane < KEYS) { keyLevels[lane] = level; }
-    workgroupBarrier();
-    let now = key0;
-    key0 += KEYS;
-    if (key0 < end) {
-      ${fetch}
-    }
-    ${scoreAll("q", "keys", "X_STRIDE", "scores", keyMatrices, own, xSteps, tiles)}
-    workgroupBarrier();
-    for (var n = lane; n < ROWS * WEIGHT_OCTETS; n += LANES) {
-      let row = n % ROWS;
-      let octet = n / ROWS;
-      let most = load_tokens(4u * (keyRow0 + min(first + row, CHUNK_ROWS - 1u)) + 1u) - WEIGHT_EXPONENT;
-      let at = row * SCORE_STRIDE + 8u * octet;
-      let place = first + row - now - 8u * octet; // of the row among the octet's keys; beyond 2^31 where it is before them
-      let ends = select(0u, min(place + 1u, 8u), place < 0x80000000u);
-${each(
-  8,
-  (k) =>
-    `let w_${k} = select(0.0, power(scores[at + ${k}u], DEGREE) * exp2(keyLevels[8u * octet + ${k}u] - most), ${k}u < ends);`,
-)}
-      weights[row * WEIGHT_STRIDE + octet] = ${octetOf("w")};
-    }
-    workgroupBarrier();
-    for (var step = 0u; step < KEYS; step += MATRIX_K) {
-      ${spread("sum", "weights", "values", "V_STRIDE", own, valueMatrices, tiles)}
-    }
-    if (key0 >= end) { break; }
-  }
-  ${storeRows("sum", "result", "COLUMNS", own, valueMatrices, tiles)}
+  ${looks(walk, [result], own, tiles, counts)}
 }`;
 };
 
@@ -114,6 +132,7 @@ export function pairs(plan: SequencePlan, tiles: PowerTiles, q: Packed, k: Packe
   const device = webgpuDevice(q.values);
   const { rows: tileRows, keys: tileKeys, down } = tiles.pairs;
   const columns = 8 * v.octets;
+  const { sumAt } = valueOctets(plan.valueDim, tiles);
   const rows = q.values.shape[0];
   const lines = rows / chunkRows(plan);
   const source: KernelSource = {
@@ -127,6 +146,7 @@ export function pairs(plan: SequencePlan, tiles: PowerTiles, q: Packed, k: Packe
       WEIGHT_STRIDE: rowStride(tileKeys / 8),
       WEIGHT_EXPONENT,
       COLUMNS: columns,
+      SUM_AT: sumAt,
       CHUNK_ROWS: chunkRows(plan),
       ROWS: tileRows,
       KEYS: tileKeys,
@@ -137,14 +157,15 @@ export function pairs(plan: SequencePlan, tiles: PowerTiles, q: Packed, k: Packe
       k: { dtype: "f16", access: "read", vectors: true },
       v: { dtype: "f16", access: "read", vectors: true },
       tokens: { dtype: "f32", access: "read" },
+      exponents: { dtype: "f32", access: "read" },
       result: { dtype: "f32", access: "write" },
     },
     parameters: { lines: "u32", chunks: "u32", members: "u32" },
-    body: body(tiles, q.octets, columns),
+    body: body(tiles, q.octets, columns, sumAt),
   };
   const result = empty([rows, columns], device, "f32");
   device.dispatch(source, {
-    tensors: { q: q.values, k: k.values, v: v.values, tokens: keys.tokens, result },
+    tensors: { q: q.values, k: k.values, v: v.values, tokens: keys.tokens, exponents: q.exponents, result },
     parameters: { lines, chunks, members: lines / (batch * heads * chunks) },
     workgroups: [Math.ceil(chunkRows(plan) / tileRows), ...device.spread(lines)],
   });

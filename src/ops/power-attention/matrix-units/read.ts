@@ -12,11 +12,12 @@ import {
 } from "../../../devices/webgpu/matrix-text.js";
 import { empty, type Tensor } from "../../../tensor/tensor.js";
 import type { SequencePlan } from "../contract.js";
+import { readHigher } from "./higher-features.js";
 import { chunkRows, type Packed } from "./pack.js";
 import { MAKE_FEATURES, type PowerTiles, powerConstants } from "./tiles.js";
 
 /** φ(x_t)ᵀ s of a token's chunk: [tokens × features] by [features × columns], 64 features at a time, made as needed. */
-const body = (tiles: PowerTiles, columns: number, degree: number) => {
+const body = (tiles: PowerTiles, columns: number, degree: number, xOctets: number) => {
   const { tokens, down, across } = tiles.read;
   const own = tokens / (down * tiles.M);
   const matricesAcross = columnMatrices(columns / across, tiles);
@@ -56,7 +57,8 @@ const body = (tiles: PowerTiles, columns: number, degree: number) => {
       within(k, `make_square(low_${k}, high_${k}, f16(exp2(FEATURE_EXPONENT)), (${n(k)}) * PHI_STRIDE);`),
     ),
   };
-  const features = degree === 2 ? square : { begin: "", fetch: "", make: general };
+  const features =
+    degree === 2 ? square : (readHigher(degree, xOctets, tokens, lanes) ?? { begin: "", fetch: "", make: general });
   return `${matrices(tiles)}
 const LANES = DOWN * ACROSS * SUBGROUP;
 const PHI_STRIDE = 9;
@@ -65,7 +67,7 @@ const OWN_ROWS = TOKENS / DOWN;
 const OWN_COLUMNS = COLUMNS / ACROSS;
 var<workgroup> phi: array<vec4u, TOKENS * PHI_STRIDE>;
 var<workgroup> part: array<vec4u, 64 * S_STRIDE>;
-${MAKE_FEATURES}
+${"functions" in features ? features.functions : MAKE_FEATURES}
 
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
@@ -149,11 +151,11 @@ export function read(
     tensors: {
       x: { dtype: "f16", access: "read", vectors: true },
       s: { dtype: "f16", access: "read", vectors: true },
-      octets: { dtype: "i32", access: "read" },
+      octets: { dtype: "i32", access: "read", vectors: degree > 2 },
       result: { dtype: "f32", access: "write" },
     },
     parameters: { lines: "u32", chunks: "u32", members: "u32", features: "u32", firstChunk: "u32" },
-    body: body(tiles, columns, degree),
+    body: body(tiles, columns, degree, x.octets),
   };
   const result = empty([rows, columns], device, "f32");
   device.dispatch(source, {

@@ -195,7 +195,7 @@ export function scanStates(plan: SequencePlan, order: FeatureOrder, inputs: Scan
       ...{ time, heads, chunkSize, chunks },
       scaleLog: (queries ? degree * Math.log2(Math.abs(scale)) : 0) - FEATURE_EXPONENT + exponent,
       most: 2 ** (FEATURE_EXPONENT - exponent) * chunkSize * members,
-      weight: Math.max(...order.table.multiplicities),
+      weight: order.table.multiplicities.reduce((a, b) => Math.max(a, b)),
     },
     workgroups: [lines],
   });

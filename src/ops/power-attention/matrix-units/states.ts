@@ -117,7 +117,7 @@ export function packStates(
   const packed = empty([batch, heads, chunks, order.features, columns], s.device, "f16");
   const factors = empty([batch, heads, chunks, FACTORS], s.device, "f32");
   // Multiplied by the root of a multiplicity values are to stay below 2^14: a gradient doubles some, and the exponent of an f32's largest is one short.
-  const root = Math.ceil(Math.log2(Math.max(...order.table.multiplicities)) / 2);
+  const root = Math.ceil(Math.log2(order.table.multiplicities.reduce((a, b) => Math.max(a, b))) / 2);
   const bounds = { largestS: largest(s, [3, 4]), largestZ: largest(z, [3]) };
   const source = packKernel({ OCTETS: stride, SUM_AT: sumAt, HEADROOM: 14 - root });
   dispatchOver(plan, order, columns, source, { s, z, ...bounds, packed, factors }, {});

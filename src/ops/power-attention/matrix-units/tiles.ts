@@ -4,7 +4,7 @@ import { type Matrices, matricesOf, matrixConstants } from "../../../devices/web
 import type { MatrixUnits } from "../../../devices/webgpu/matrix-units.js";
 import { GROUP, OCTET } from "./features.js";
 import { valueOctets } from "./pack.js";
-import { ELEMENT, HALVES } from "./text.js";
+import { HALVES } from "./text.js";
 
 /** How the workgroups of power attention's kernels share their work. */
 export interface PowerTiles extends Matrices {
@@ -73,7 +73,12 @@ export function powerTiles(
         gradient: { down: Math.max(headDim, valueDim) > 64 ? 1 : 2 },
         square: { down: 8, tokens: 1, octets: 8 },
       };
-  const sizes = tileSizes(headDim, valueDim, tiles);
+  if (!played && degree > 2) {
+    // Rows of x take workgroup memory beside the tiles.
+    Object.assign(tiles.read, large || headDim > 64 ? { tokens: 64, down: 4 } : { tokens: 128, down: 4 });
+    Object.assign(tiles.gradient, { down: headDim > 32 ? 1 : 2 });
+  }
+  const sizes = tileSizes(headDim, valueDim, degree, tiles);
   const fits = (name: string, tile: Tile) => tileProblem(name, tile, matrices, limits, sizes) === undefined;
   for (const kernel of kernelsOf(degree)) {
     const name = tileName(kernel, headDim, valueDim);
@@ -84,10 +89,11 @@ export function powerTiles(
   return tiles;
 }
 
-export function tileSizes(headDim: number, valueDim: number, tiles: PowerTiles): TileSizes {
+export function tileSizes(headDim: number, valueDim: number, degree: number, tiles: PowerTiles): TileSizes {
   const { stepMultiple } = tiles;
   const { stride, sumAt } = valueOctets(valueDim, tiles);
-  return { x: (Math.ceil(headDim / stepMultiple) * stepMultiple) / OCTET, y: stride, sumAt };
+  const x = (Math.ceil(headDim / stepMultiple) * stepMultiple) / OCTET;
+  return { x, y: stride, sumAt, kept: degree > 2 ? x : 0 };
 }
 
 /** The name of a kernel's tile among tuned ones. */
@@ -102,10 +108,10 @@ export function powerConstants(tiles: PowerTiles): Record<string, number> {
 }
 
 /**
- * Eight octets of features of a packed row of x, weighted: \`make_group(row, weight, group, at)\` writes them to
- * phi[at] … phi[at + 7]. Needs bindings x (f16, vectors) and octets (i32), X_OCTETS and DEGREE.
+ * Eight octets of features of degree 1 or 2 of a packed row of x, weighted: \`make_group(row, weight, group, at)\` writes them
+ * to phi[at] … phi[at + 7]. Needs bindings x (f16, vectors) and octets (i32), X_OCTETS and DEGREE.
  */
-export const MAKE_FEATURES = `${HALVES}${ELEMENT}// Degree 2: all prefixes of a block of x, times one octet.
+export const MAKE_FEATURES = `${HALVES}// Degree 2: all prefixes of a block of x, times one octet.
 fn make_square(first: vec4u, octet: vec4u, weight: f16, at: u32) {
 ${each(
   4,
@@ -122,9 +128,7 @@ fn make_group(row: u32, weight: f16, group: u32, at: u32) {
   }
   for (var k = 0u; k < 8u; k++) {
     let word = bitcast<u32>(load_octets(8u * group + k));
-    var factor = weight;
-    for (var m = 0u; m + 1u < DEGREE; m++) { factor *= element(row, (word >> (8u * m)) & 255u); }
-    phi[at + k] = times(load4_x(row * X_OCTETS + (word >> 24u)), factor);
+    phi[at + k] = times(load4_x(row * X_OCTETS + (word >> 24u)), weight);
   }
 }
 `;
