@@ -119,7 +119,7 @@ describeOnGpu("tiles on webgpu", () => {
       read: { tokens: 24, down: 3, across: 3 },
       pairs: { rows: 24, keys: 8, down: 3 },
       pairsQueries: { rows: 8, keys: 8, down: 1 },
-      pairsKeys: { rows: 48, queries: 16, down: 2 },
+      pairsKeys: { rows: 16, queries: 16, down: 2 },
       square: { down: 3, tokens: 1, octets: 2 },
       softmax: { rows: 16, keys: 16, down: 1, across: 2 },
       softmaxQueries: { rows: 16, keys: 32, down: 2, across: 2 },

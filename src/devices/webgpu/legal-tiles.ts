@@ -89,6 +89,10 @@ function ofPairs(others: string, scores: number, weights: number, levels: number
       8,
     rules: (tile, units) => [
       divides(tile, "rows", tile.down * units.M),
+      [
+        (tile.down * units.subgroupSize) % tile.rows === 0,
+        `rows must divide the ${tile.down * units.subgroupSize} invocations, got ${tile.rows}`,
+      ],
       ...stepsThroughChunk(tile, others, units),
       // A matrix of sums passes through a tile of scores.
       [tile[others] >= units.wide, `${others} must be at least ${units.wide}, got ${tile[others]}`],

@@ -60,6 +60,7 @@ const body = (tiles: PowerTiles, columns: number, degree: number, xOctets: numbe
     ${values.fetch}`;
   const own = (groups * GROUP) / (down * tiles.M);
   const matricesAcross = columnMatrices(columns / across, tiles);
+  const strips = down * across * tiles.M * (columns / across / 4 + 1);
   return `${matrices(tiles)}
 const LANES = DOWN * ACROSS * SUBGROUP;
 const PHI_STRIDE = GROUPS * 8 + 1;
@@ -68,7 +69,7 @@ const OWN_COLUMNS = COLUMNS / ACROSS;
 const OWN_OCTETS = OWN_COLUMNS / 8;
 // Results pass through the memory of features on their way to f16: rows of a matrix, f32, for each subgroup.
 const STRIP_STRIDE = OWN_COLUMNS / 4 + 1;
-var<workgroup> phi: array<vec4u, max(STEPS * PHI_STRIDE, DOWN * ACROSS * MATRIX_M * STRIP_STRIDE)>;
+var<workgroup> phi: array<vec4u, ${Math.max(steps * rowStride(8 * groups), strips)}>;
 var<workgroup> values: array<vec4u, STEPS * Y_STRIDE>;
 ${higher?.functions ?? MAKE_FEATURES}
 

@@ -7,7 +7,7 @@ import type { SequencePlan } from "../contract.js";
 import type { Levels } from "./levels.js";
 import { chunkRows, type Packed } from "./pack.js";
 import { GRADIENT_EXPONENT, POWER, WEIGHT_EXPONENT } from "./pairs.js";
-import { declareLifts, liftOf, looks, measure, whileMeasuring } from "./pairs-range.js";
+import { declareLifts, letLift, looks, measure, whileMeasuring } from "./pairs-range.js";
 import { keepRows, octetOf, scoreAll, spread, storeRows, tilesAhead } from "./pairs-text.js";
 import { HALVES } from "./text.js";
 import { type PowerTiles, powerConstants } from "./tiles.js";
@@ -37,7 +37,14 @@ const queriesBody = (tiles: PowerTiles, { xOctets, yOctets, sumAt }: Sizes) => {
   const fetch = `${keyTile.fetch}
     ${valueTile.fetch}
     if (lane < OTHERS) { level = load_keyTokens(4u * (keyRow0 + key0 + lane)); }`;
+  // A lane keeps to a row: the tile's rules see to it.
   const walk = `
+    let row = lane % ROWS;
+    let own = min(first + row, CHUNK_ROWS - 1u);
+    let strongest = load_keyTokens(4u * (keyRow0 + own) + 1u);
+    let dsum = first_half(load4_dy((row0 + own) * Y_OCTETS + SUM_AT).x);
+    ${letLift("lift", "lifts")}
+    let most = strongest - GRADIENT_EXPONENT - lift;
     key0 = 0u;
     ${fetch}
     loop {
@@ -55,11 +62,7 @@ const queriesBody = (tiles: PowerTiles, { xOctets, yOctets, sumAt }: Sizes) => {
       ${scoreAll("dy", "values", "Y_STRIDE", "changes", keyMatrices, own, ySteps, tiles)}
       workgroupBarrier();
       for (var n = lane; n < ROWS * WEIGHT_OCTETS; n += LANES) {
-        let row = n % ROWS;
         let octet = n / ROWS;
-        let inChunk = min(first + row, CHUNK_ROWS - 1u);
-        let strongest = load_keyTokens(4u * (keyRow0 + inChunk) + 1u);
-        let dsum = first_half(load4_dy((row0 + inChunk) * Y_OCTETS + SUM_AT).x);
         let at = row * SCORE_STRIDE + 8u * octet;
         let place = first + row - now - 8u * octet; // of the row among the octet's keys; beyond 2^31 where it is before them
         let ends = select(0u, min(place + 1u, 8u), place < 0x80000000u);
@@ -71,7 +74,6 @@ const queriesBody = (tiles: PowerTiles, { xOctets, yOctets, sumAt }: Sizes) => {
               `strongest - keyLevels[8u * octet + ${k}u] + fall(scores[at + ${k}u], DEGREE - 1u) + change_gap(changes[at + ${k}u] + dsum)`,
           ),
         )}
-        let most = strongest - GRADIENT_EXPONENT - ${liftOf("lifts")};
 ${each(
   8,
   (k) =>
@@ -145,6 +147,12 @@ const keysBody = (tiles: PowerTiles, { xOctets, yOctets, sumAt }: Sizes) => {
       dsum = load4_dy((queryRow0 + query0 + lane) * Y_OCTETS + SUM_AT).x;
     }`;
   const walk = `
+  let row = lane % ROWS;
+  let strongest = load_later(row0 + min(first + row, CHUNK_ROWS - 1u));
+  ${letLift("lift", "lifts")}
+  ${letLift("pullLift", "pullLifts")}
+  let most = strongest - lift - WEIGHT_EXPONENT;
+  let pull = exp2(pullLift - lift + GRADIENT_EXPONENT - WEIGHT_EXPONENT);
   for (var member = 0u; member < P.members; member++) {
     let queryRow0 = (((line / P.chunks) * P.members + member) * P.chunks + chunk) * CHUNK_ROWS;
     var query0 = first / OTHERS * OTHERS;
@@ -167,9 +175,7 @@ const keysBody = (tiles: PowerTiles, { xOctets, yOctets, sumAt }: Sizes) => {
       ${scoreAll("v", "gradients", "Y_STRIDE", "changes", queryMatrices, own, ySteps, tiles)}
       workgroupBarrier();
       for (var n = lane; n < ROWS * WEIGHT_OCTETS; n += LANES) {
-        let row = n % ROWS;
         let octet = n / ROWS;
-        let strongest = load_later(row0 + min(first + row, CHUNK_ROWS - 1u));
         let at = row * SCORE_STRIDE + 8u * octet;
         let place = now + 8u * octet - first - row; // of the octet's first query after the row; beyond 2^31 where it is before
         let begins = select(0u, min(0u - place, 8u), place >= 0x80000000u);
@@ -186,9 +192,6 @@ const keysBody = (tiles: PowerTiles, { xOctets, yOctets, sumAt }: Sizes) => {
               `strongest - queryLevels[8u * octet + ${k}u] + fall(scores[at + ${k}u], DEGREE - 1u) + change_gap(changes[at + ${k}u] + dsums[8u * octet + ${k}u])`,
           )}`,
         )}
-        let lift = ${liftOf("lifts")};
-        let most = strongest - lift - WEIGHT_EXPONENT;
-        let pull = exp2(${liftOf("pullLifts")} - lift + GRADIENT_EXPONENT - WEIGHT_EXPONENT);
 ${each(
   8,
   (

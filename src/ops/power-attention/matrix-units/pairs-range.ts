@@ -9,8 +9,11 @@ import type { PowerTiles } from "./tiles.js";
  * row's largest weight falls short, and a third time with all of a row's weights lifted by that power of two.
  */
 
-/** Sums below this may have lost digits: 2^17 of the smallest half. */
-const LEAST = 2 ** -8;
+/**
+ * Sums below this may have lost digits: of n weights each is off by up to 2^-25, their sum by some √n · 2^-27, which is 1e-3 of this
+ * for 2^16 of them. (At p = 4 a higher one, 2^-8, had most workgroups look three times.)
+ */
+const LEAST = 2 ** -11;
 
 /** How far a row is lifted at most, so that powers of two stay within f32: beyond it bf16 would lose it too. */
 const MOST_LIFT = 112;
@@ -32,8 +35,12 @@ fn fall(x: f32, degree: u32) -> f32 {
 }
 `;
 
-/** A row's lift. */
-export const liftOf = (name: string, row = "row") => `bitcast<f32>(atomicLoad(&${name}[${row}]))`;
+const liftOf = (name: string, row: string) => `bitcast<f32>(atomicLoad(&${name}[${row}]))`;
+
+/** Before a walk: \`variable\` is a row's lift in it. */
+export const letLift = (variable: string, name: string) =>
+  `var ${variable} = 0.0;
+    if (look == 2u) { ${variable} = ${liftOf(name, "row")}; }`;
 
 /** Where lifts are measured: notes how far eight values fall short; `gap(k)` is how far the k-th does where `counts(k)`. */
 export const measure = (name: string, counts: (k: number) => string, gap: (k: number) => string) => `{

@@ -6,7 +6,7 @@ import { empty, type Tensor } from "../../../tensor/tensor.js";
 import type { SequencePlan } from "../contract.js";
 import type { Levels } from "./levels.js";
 import { chunkRows, type Packed, valueOctets } from "./pack.js";
-import { declareLifts, liftOf, looks, measure, whileMeasuring } from "./pairs-range.js";
+import { declareLifts, letLift, looks, measure, whileMeasuring } from "./pairs-range.js";
 import { keepRows, octetOf, scoreAll, spread, storeRows, tilesAhead } from "./pairs-text.js";
 import { HALVES } from "./text.js";
 import { type PowerTiles, powerConstants } from "./tiles.js";
@@ -39,7 +39,12 @@ const body = (tiles: PowerTiles, xOctets: number, columns: number, sumAt: number
   const fetch = `${keyTile.fetch}
     ${valueTile.fetch}
     if (lane < KEYS) { level = load_tokens(4u * (keyRow0 + key0 + lane)); }`;
+  // A lane keeps to a row: the tile's rules see to it.
   const walk = `
+    let row = lane % ROWS;
+    let strongest = load_tokens(4u * (keyRow0 + min(first + row, CHUNK_ROWS - 1u)) + 1u);
+    ${letLift("lift", "lifts")}
+    let most = strongest - WEIGHT_EXPONENT - lift;
     key0 = 0u;
     ${fetch}
     loop {
@@ -56,9 +61,7 @@ const body = (tiles: PowerTiles, xOctets: number, columns: number, sumAt: number
       ${scoreAll("q", "keys", "X_STRIDE", "scores", keyMatrices, own, xSteps, tiles)}
       workgroupBarrier();
       for (var n = lane; n < ROWS * WEIGHT_OCTETS; n += LANES) {
-        let row = n % ROWS;
         let octet = n / ROWS;
-        let strongest = load_tokens(4u * (keyRow0 + min(first + row, CHUNK_ROWS - 1u)) + 1u);
         let at = row * SCORE_STRIDE + 8u * octet;
         let place = first + row - now - 8u * octet; // of the row among the octet's keys; beyond 2^31 where it is before them
         let ends = select(0u, min(place + 1u, 8u), place < 0x80000000u);
@@ -69,7 +72,6 @@ const body = (tiles: PowerTiles, xOctets: number, columns: number, sumAt: number
             (k) => `strongest - keyLevels[8u * octet + ${k}u] + fall(scores[at + ${k}u], DEGREE)`,
           ),
         )}
-        let most = strongest - WEIGHT_EXPONENT - ${liftOf("lifts")};
 ${each(
   8,
   (k) =>

@@ -49,6 +49,7 @@ export function softmaxTiles(
   const large = largest > 64;
   const shared = { ...matrices, stepMultiple: Math.max(K, played ? OCTET : 2 * OCTET) };
   const half = 4 * Math.max(M, subgroupSize / 2);
+  const others = large && limits.maxComputeWorkgroupStorageSize >= 48 * 1024 ? 32 : 16;
   const tiles: SoftmaxTiles = played
     ? {
         ...shared,
@@ -59,9 +60,9 @@ export function softmaxTiles(
     : {
         ...shared,
         // Subgroups of more rows read keys and values less often: as many as they have invocations, where registers suffice.
-        softmax: { rows: large ? half : 4 * subgroupSize, keys: 16, down: 4, across: 1 },
-        softmaxQueries: { rows: half, keys: 16, down: large ? 4 : 2, across: large ? 1 : 2 },
-        softmaxKeys: { rows: half, queries: 16, down: large ? 4 : 2, across: 2 },
+        softmax: { rows: large ? half : 4 * subgroupSize, keys: others, down: 4, across: 1 },
+        softmaxQueries: { rows: half, keys: others, down: large ? 4 : 2, across: large ? 1 : 2 },
+        softmaxKeys: { rows: half, queries: others, down: large ? 4 : 2, across: 2 },
       };
   const sizes = softmaxSizes({ headDim, valueDim }, tiles);
   const fits = (name: string, tile: Tile) => tileProblem(name, tile, matrices, limits, sizes) === undefined;
