@@ -151,9 +151,7 @@ const KERNELS: Record<string, Rules> = {
   accumulate: {
     numbers: ["groups", "steps", "down", "across"],
     subgroups: ({ down, across }) => down * across,
-    bytes: ({ groups, steps, down, across }, { M }, { y, kept }) =>
-      Math.max(steps * line(8 * groups), 16 * down * across * M * ((2 * y) / across + 1)) +
-      steps * (line(y) + keptRow(kept)),
+    bytes: ({ groups, steps }, _, { y, kept }) => steps * (line(8 * groups) + line(y) + keptRow(kept)),
     rules: (tile, units, sizes) => [
       [
         (64 * tile.groups) % (tile.down * units.M) === 0,

@@ -7,6 +7,7 @@ import {
   matrices,
   multiplyAdd,
   rowStride,
+  storeSums,
   tileAhead,
 } from "../../../devices/webgpu/matrix-text.js";
 import { empty, type Tensor } from "../../../tensor/tensor.js";
@@ -15,7 +16,7 @@ import { GROUP } from "./features.js";
 import { accumulateHigher } from "./higher-features.js";
 import type { Levels } from "./levels.js";
 import { chunkRows, type Packed } from "./pack.js";
-import { FEATURE_EXPONENT, MAKE_FEATURES, type PowerTiles, powerConstants } from "./tiles.js";
+import { MAKE_FEATURES, type PowerTiles, powerConstants } from "./tiles.js";
 
 /**
  * Σ_t weight_t · φ(x_t) y_tᵀ over the tokens of a chunk: [features × tokens] by [tokens × columns]. Features are made in
@@ -60,16 +61,12 @@ const body = (tiles: PowerTiles, columns: number, degree: number, xOctets: numbe
     ${values.fetch}`;
   const own = (groups * GROUP) / (down * tiles.M);
   const matricesAcross = columnMatrices(columns / across, tiles);
-  const strips = down * across * tiles.M * (columns / across / 4 + 1);
   return `${matrices(tiles)}
 const LANES = DOWN * ACROSS * SUBGROUP;
 const PHI_STRIDE = GROUPS * 8 + 1;
 const OWN_ROWS = GROUPS * 64 / DOWN;
 const OWN_COLUMNS = COLUMNS / ACROSS;
-const OWN_OCTETS = OWN_COLUMNS / 8;
-// Results pass through the memory of features on their way to f16: rows of a matrix, f32, for each subgroup.
-const STRIP_STRIDE = OWN_COLUMNS / 4 + 1;
-var<workgroup> phi: array<vec4u, ${Math.max(steps * rowStride(8 * groups), strips)}>;
+var<workgroup> phi: array<vec4u, STEPS * PHI_STRIDE>;
 var<workgroup> values: array<vec4u, STEPS * Y_STRIDE>;
 ${higher?.functions ?? MAKE_FEATURES}
 
@@ -125,33 +122,19 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
     }
   }
   let feature = id.x * GROUPS * 64u + ownRow;
-  let strip = lane / SUBGROUP * (MATRIX_M * STRIP_STRIDE);
-  ${each(
+  ${storeSums(
     own,
-    (i) => `workgroupBarrier();
-  ${matricesAcross
-    .map(({ octet }, j) => `subgroupMatrixStore<row_major>(&phi, strip + ${2 * octet}u, sum_${i}_${j}, STRIP_STRIDE);`)
-    .join("\n  ")}
-  workgroupBarrier();
-  for (var n = lane % SUBGROUP; n < MATRIX_M * OWN_OCTETS; n += SUBGROUP) {
-    let place = strip + n / OWN_OCTETS * STRIP_STRIDE + 2u * (n % OWN_OCTETS);
-    let a = exp2(-SUM_EXPONENT) * bitcast<vec4f>(phi[place]);
-    let b = exp2(-SUM_EXPONENT) * bitcast<vec4f>(phi[place + 1u]);
-    let row = state * P.features + feature + ${i * tiles.M}u + n / OWN_OCTETS;
-    store4_s((row * COLUMNS + ownColumn) / 8u + n % OWN_OCTETS,
-      vec4u(two_halves(a.x, a.y), two_halves(a.z, a.w), two_halves(b.x, b.y), two_halves(b.z, b.w)));
-  }`,
+    matricesAcross,
+    "s",
+    "COLUMNS",
+    (i) => `P.s_at + (state * P.features + feature + ${i * tiles.M}u) * COLUMNS + ownColumn`,
   )}
 }`;
 };
 
-/** The power of two that sums are divided by: neither features (2^FEATURE_EXPONENT) nor weights nor y are more, so f16 holds them. */
-export const sumExponent = ({ chunkSize }: SequencePlan, members: number) =>
-  Math.max(0, Math.ceil(Math.log2(chunkSize * members)) + FEATURE_EXPONENT - 15);
-
 /**
- * Sums of the features of x, keys or queries, with packed y beside them: f16 [B, H, N, features, columns], divided by
- * 2^sumExponent, without the powers of two that `levels` and y's exponents hold, and unweighted by multiplicity.
+ * Sums of the features of x, keys or queries, with packed y beside them: f32 [B, H, N, features, columns], without the
+ * powers of two that `levels` and y's exponents hold, and unweighted by multiplicity.
  */
 export function accumulate(
   plan: SequencePlan,
@@ -167,7 +150,6 @@ export function accumulate(
   const columns = y.octets * 8;
   const features = octets.size * 8;
   const states = batch * heads * chunks;
-  const members = x.values.shape[0] / (states * chunkRows(plan));
   const source: KernelSource = {
     name: "accumulate-on-matrix-units",
     constants: {
@@ -182,22 +164,21 @@ export function accumulate(
       GROUPS: groups,
       DOWN: down,
       ACROSS: across,
-      SUM_EXPONENT: sumExponent(plan, members),
     },
     tensors: {
       x: { dtype: "f16", access: "read", vectors: true },
       y: { dtype: "f16", access: "read", vectors: true },
       tokens: { dtype: "f32", access: "read" },
       octets: { dtype: "i32", access: "read", vectors: degree > 2 },
-      s: { dtype: "f16", access: "write", vectors: true },
+      s: { dtype: "f32", access: "write" },
     },
     parameters: { states: "u32", chunks: "u32", members: "u32", features: "u32" },
     body: body(tiles, columns, degree, x.octets),
   };
-  const s = empty([batch, heads, chunks, features, columns], device, "f16");
+  const s = empty([batch, heads, chunks, features, columns], device, "f32");
   device.dispatch(source, {
     tensors: { x: x.values, y: y.values, tokens, octets, s },
-    parameters: { states, chunks, members, features },
+    parameters: { states, chunks, members: x.values.shape[0] / (states * chunkRows(plan)), features },
     workgroups: [features / (groups * GROUP), ...device.spread(states)],
   });
   return s;

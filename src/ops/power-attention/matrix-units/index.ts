@@ -47,7 +47,7 @@ export function orderOf({ headDim, degree }: SequencePlan, tiles: PowerTiles, li
 /** Bytes that the states of one chunk take, sums and what enters. */
 export function chunkStateBytes(plan: SequencePlan, tiles: PowerTiles): number {
   const { features } = featureOrder(plan.headDim, plan.degree, tiles.accumulate.groups);
-  return 4 * plan.heads * features * OCTET * valueOctets(plan.valueDim, tiles).stride;
+  return 6 * plan.heads * features * OCTET * valueOctets(plan.valueDim, tiles).stride;
 }
 
 /**

@@ -5,7 +5,6 @@ import { largest } from "../../reduce/webgpu.js";
 import type { SequencePlan, State } from "../contract.js";
 import { absent } from "../webgpu-gates.js";
 import { zerosLike } from "../webgpu-rows.js";
-import { sumExponent } from "./accumulate.js";
 import type { FeatureOrder } from "./features.js";
 import type { Levels } from "./levels.js";
 import { chunkRows } from "./pack.js";
@@ -105,7 +104,7 @@ const scanKernel = (constants: Record<string, number | boolean>): KernelSource =
   name: "state-scan-halves",
   constants,
   tensors: {
-    sums: { dtype: "f16", access: "read", vectors: true },
+    sums: { dtype: "f32", access: "read", vectors: true },
     factors: { dtype: "f32", access: "read" },
     order: { dtype: "i32", access: "read" },
     firstS: { dtype: "f32", access: "read" },
@@ -144,16 +143,15 @@ fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) group
     let b = down * high;
     store4_s(at, vec4u(two_halves(a.x, a.y), two_halves(a.z, a.w), two_halves(b.x, b.y), two_halves(b.z, b.w)));
     let decay = load_factors(${FACTORS}u * state);
-    let sum = load4_sums(at);
-    low = decay * low + factor * vec4f(vec2f(halves(sum.x)), vec2f(halves(sum.y)));
-    high = decay * high + factor * vec4f(vec2f(halves(sum.z)), vec2f(halves(sum.w)));
+    low = decay * low + factor * bitcast<vec4f>(load4_sums(2u * at));
+    high = decay * high + factor * bitcast<vec4f>(load4_sums(2u * at + 1u));
   }
   if (WANT_LAST && place >= 0) { store_public(first, octet, weight, low, high); }
 }`,
 });
 
 export interface ScanInputs {
-  /** As `accumulate` gives them. */
+  /** f32 [B, H, N, features, columns], as `accumulate` gives them. */
   sums: Tensor;
   /** Levels of the keys, for the gates; and of the tokens that were summed. */
   keys: Levels;
@@ -174,8 +172,6 @@ export function scanStates(plan: SequencePlan, order: FeatureOrder, inputs: Scan
   const device = webgpuDevice(sums);
   const none = absent(sums);
   const queries = side === "queries";
-  const members = queries ? queryHeads / heads : 1;
-  const exponent = sumExponent(plan, members);
   const columns = sums.shape[4];
   const lines = batch * heads;
   const factors = empty([batch, heads, chunks, FACTORS], device, "f32");
@@ -193,8 +189,8 @@ export function scanStates(plan: SequencePlan, order: FeatureOrder, inputs: Scan
     },
     parameters: {
       ...{ time, heads, chunkSize, chunks },
-      scaleLog: (queries ? degree * Math.log2(Math.abs(scale)) : 0) - FEATURE_EXPONENT + exponent,
-      most: 2 ** (FEATURE_EXPONENT - exponent) * chunkSize * members,
+      scaleLog: (queries ? degree * Math.log2(Math.abs(scale)) : 0) - FEATURE_EXPONENT,
+      most: 2 ** FEATURE_EXPONENT * chunkSize * (queries ? queryHeads / heads : 1),
       weight: order.table.multiplicities.reduce((a, b) => Math.max(a, b)),
     },
     workgroups: [lines],

@@ -4,7 +4,6 @@ import { empty, type Tensor } from "../../../tensor/tensor.js";
 import type { ChunkStates as PublicStates } from "../../chunk-state/contract.js";
 import { largest } from "../../reduce/webgpu.js";
 import type { SequencePlan } from "../contract.js";
-import { sumExponent } from "./accumulate.js";
 import type { FeatureOrder } from "./features.js";
 import type { Levels } from "./levels.js";
 import { chunkRows } from "./pack.js";
@@ -128,7 +127,7 @@ const restoreKernel = (constants: Record<string, number | boolean>): KernelSourc
   name: "restore-states",
   constants,
   tensors: {
-    sums: { dtype: "f16", access: "read", vectors: true },
+    sums: { dtype: "f32", access: "read", vectors: true },
     keyTokens: { dtype: "f32", access: "read" },
     levelLargest: { dtype: "f32", access: "read" },
     valueLargest: { dtype: "f32", access: "read" },
@@ -137,8 +136,7 @@ const restoreKernel = (constants: Record<string, number | boolean>): KernelSourc
     z: { dtype: "f32", access: "write" },
   },
   parameters: { ...PARAMETERS, time: "u32", chunkSize: "u32", scaleLog: "f32" },
-  body: `enable f16;
-${EXPONENTS}${HALVES}${storePublic("s", "z")}
+  body: `${EXPONENTS}${storePublic("s", "z")}
 @compute @workgroup_size(256)
 fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
   ${PLACE}
@@ -152,9 +150,9 @@ fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) group
   if (isSum == QUERIES) { e += f32(exponent_of(load_valueLargest(given))); }
   // In halves: the exponent may be beyond f32 where the product is not.
   let half = exp2(0.5 * clamp(e, -250.0, 250.0));
-  let sum = load4_sums((state * P.features + feature) * OCTETS + octet);
-  let low = half * (half * vec4f(vec2f(halves(sum.x)), vec2f(halves(sum.y))));
-  let high = half * (half * vec4f(vec2f(halves(sum.z)), vec2f(halves(sum.w))));
+  let at = 2u * ((state * P.features + feature) * OCTETS + octet);
+  let low = half * (half * bitcast<vec4f>(load4_sums(at)));
+  let high = half * (half * bitcast<vec4f>(load4_sums(at + 1u)));
   store_public(row, octet, multiplicity, low, high);
 }`,
 });
@@ -177,7 +175,7 @@ export function restoreStates(
   { sums, sumAt, summed, side, valueLargest }: Sums,
   into: PublicStates,
 ): void {
-  const { time, chunkSize, degree, scale, queryHeads, heads } = plan;
+  const { time, chunkSize, degree, scale } = plan;
   const queries = side === "queries";
   const columns = sums.shape[4];
   const source = restoreKernel({
@@ -192,10 +190,7 @@ export function restoreStates(
     { sums, ...levels, valueLargest, ...into },
     {
       ...{ time, chunkSize },
-      scaleLog:
-        (queries ? degree * Math.log2(Math.abs(scale)) : 0) -
-        FEATURE_EXPONENT +
-        sumExponent(plan, queries ? queryHeads / heads : 1),
+      scaleLog: (queries ? degree * Math.log2(Math.abs(scale)) : 0) - FEATURE_EXPONENT,
     },
   );
 }
