@@ -103,7 +103,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   if (reads) {
     farFactor = exp2(far + log_of(load_factors(${FACTORS}u * line + 5u)));
     sumFactor = exp2(far + select(-valueE, valueE, KIND == QUERIES) + log_of(load_factors(${FACTORS}u * line + 6u)));
-    ${constants.KIND === QUERIES ? "if (SUMS) { sumFactor *= load_dy(at * P.dyWidth + SUM_COLUMN); }" : ""}
+    ${constants.KIND === QUERIES ? "if (SUMS) { sumFactor *= load_dy(at * P.dyWidth + SUM_COLUMN) + load_dy(at * P.dyWidth + SUM_COLUMN + 1u); }" : ""}
   }
   var dot = 0.0;
   for (var i = 2u * (lane % 16u); i < P.width; i += 32u) {
@@ -136,7 +136,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
 }`,
 });
 
-/** What came through sums of weights, for gradients of sums of 1; those of queries' sums are in a column of packed dy. */
+/** What came through sums of weights, for gradients of sums of 1; those of queries' sums are in a column of packed dy and the next, in two halves. */
 export interface FarSums {
   far: Tensor;
   column: number;

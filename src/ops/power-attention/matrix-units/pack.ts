@@ -84,7 +84,14 @@ const kernel = (
 const ROWS = 256u / LOADED;
 var<workgroup> partial: array<u32, 256>;
 
-${EXPONENTS}${HALVES}// x / 2^e, for e beyond what one factor holds.
+${EXPONENTS}${HALVES}// Of a mean's gradient, the digits that f16 has: then the sum's gradient goes with what is packed. A token that sees one key
+// has dy·v + dsum = 0, and what rounding leaves of it would be divided by a weight that may be small.
+fn rounded(x: f32) -> f32 {
+  let bits = bitcast<u32>(x);
+  if (!MEAN || (bits & 0x7f800000u) == 0x7f800000u) { return x; }
+  return bitcast<f32>((bits + 0xfffu + ((bits >> 13u) & 1u)) & 0xffffe000u);
+}
+// x / 2^e, for e beyond what one factor holds.
 fn scaled(x: f32, e: i32) -> f32 {
   let half = e / 2;
   return x * bitcast<f32>(u32(127 - half) << 23u) * bitcast<f32>(u32(127 - (e - half)) << 23u);
@@ -118,7 +125,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
     ${loadEight("mean", "average", "tokenRow * P.width", mean.wide)}`
         : ""
     }
-    ${each(8, (j) => `value[${j}] *= factor;`)}
+    ${each(8, (j) => `value[${j}] = rounded(value[${j}] * factor);`)}
     ${each(8, (j) => `most = max(most, bitcast<u32>(value[${j}]) & 0x7fffffffu);`)}
   }
   let state = (b * P.chunks + chunk) * (P.heads / P.group) + head / P.group;
@@ -172,8 +179,9 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   // A row of zeros weighs nothing, whatever its exponent would be.
   if (BY_ROW) { store_exponents(row, select(f32(e), -1e9, most == 0u)); }
   if (EXTRA) { more = scaled(more, e); }
+  let first_digits = bitcast<f32>(bitcast<u32>(more) & 0xffffe000u); // as many as f16 has
   for (var k = u32(LOADED); k < STRIDE; k++) {
-    store4_packed(row * STRIDE + k, vec4u(select(0u, two_halves(more, 0.0), k == SUM_AT), 0u, 0u, 0u));
+    store4_packed(row * STRIDE + k, vec4u(select(0u, two_halves(first_digits, more - first_digits), k == SUM_AT), 0u, 0u, 0u));
   }
 }`,
 });

@@ -13,7 +13,8 @@ import { HALVES } from "./text.js";
 import { type PowerTiles, powerConstants } from "./tiles.js";
 
 const SHARED = `${HALVES}${POWER}
-fn first_half(word: u32) -> f32 { return f32(halves(word).x); }
+// A gradient of a sum of weights, in two halves.
+fn whole(word: u32) -> f32 { return f32(halves(word).x) + f32(halves(word).y); }
 // How far a change of a weight falls short of the largest that there is of packed vectors, in powers of two.
 fn change_gap(change: f32) -> f32 { return select(5.0 - log2(abs(change)), 1e30, change == 0.0); }
 `;
@@ -42,7 +43,7 @@ const queriesBody = (tiles: PowerTiles, { xOctets, yOctets, sumAt }: Sizes) => {
     let row = lane % ROWS;
     let own = min(first + row, CHUNK_ROWS - 1u);
     let strongest = load_keyTokens(4u * (keyRow0 + own) + 1u);
-    let dsum = first_half(load4_dy((row0 + own) * Y_OCTETS + SUM_AT).x);
+    let dsum = whole(load4_dy((row0 + own) * Y_OCTETS + SUM_AT).x);
     ${letLift("lift", "lifts")}
     let most = strongest - GRADIENT_EXPONENT - lift;
     key0 = 0u;
@@ -163,7 +164,7 @@ const keysBody = (tiles: PowerTiles, { xOctets, yOctets, sumAt }: Sizes) => {
       ${gradientTile.keep}
       if (lane < OTHERS) {
         queryLevels[lane] = level;
-        dsums[lane] = first_half(dsum);
+        dsums[lane] = whole(dsum);
       }
       workgroupBarrier();
       let now = query0;
