@@ -132,7 +132,7 @@ export function throughFeatures(
   const { sumAt } = valueOctets(plan.valueDim, tiles);
   if (plan.degree === 2) {
     const far = squareGradient(plan, tiles, x, y, states.s, sumAt, from);
-    return { far, sums: { far: squareSums(plan, tiles, x, states.s, sumAt, from), column: OCTET * sumAt } };
+    return { far, sums: { far: squareSums(plan, tiles, x, states.z, from), column: OCTET * sumAt } };
   }
   const [, octets] = orderOf(plan, tiles, x.values);
   return { far: featureGradient(plan, tiles, side, x, y, states, octets, sumAt, valueLargest, from) };
@@ -149,7 +149,8 @@ interface Kept {
 export function keptTensors({ q, keys, entering }: Kept): Tensor[] {
   const { k, v, valueLargest, levels } = keys;
   const packed = [q, k, v].flatMap(({ values, exponents }) => [values, exponents]);
-  return [...packed, valueLargest, levels.tokens, levels.largest, ...(entering ? [entering.s, entering.factors] : [])];
+  const states = entering ? [entering.s, entering.z, entering.factors] : [];
+  return [...packed, valueLargest, levels.tokens, levels.largest, ...states];
 }
 
 export function keptOf(tensors: readonly Tensor[]): Kept | undefined {
@@ -158,9 +159,9 @@ export function keptOf(tensors: readonly Tensor[]): Kept | undefined {
     const [values, exponents] = tensors.slice(at);
     return { values, exponents, octets: values.shape[1] / OCTET };
   });
-  const [valueLargest, tokens, largest, s, factors] = tensors.slice(6);
+  const [valueLargest, tokens, largest, s, z, factors] = tensors.slice(6);
   const keys = { k, v, valueLargest, levels: { tokens, largest } };
-  return { q, keys, entering: s && { s, factors, last: undefined } };
+  return { q, keys, entering: s && { s, z, factors, last: undefined } };
 }
 
 /** Fills `result`; returns the state that leaves where `wantLast`, and what the backward can use again. */

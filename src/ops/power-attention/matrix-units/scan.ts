@@ -16,6 +16,8 @@ import { FEATURE_EXPONENT } from "./tiles.js";
 export interface ChunkStates {
   /** f16 [B, H, N, features, columns], weighted by multiplicity. */
   s: Tensor;
+  /** f32 [B, H, N, features]: the column of `s` for sums, side by side. */
+  z: Tensor;
   /**
    * f32 [B, H, N, 8], by chunk: decay; what its sums count, for values and for the column of sums; 1 / 2^e and 2^e of `s`,
    * likewise. States that were given, not scanned, have the last two alone.
@@ -110,6 +112,7 @@ const scanKernel = (constants: Record<string, number | boolean>): KernelSource =
     firstS: { dtype: "f32", access: "read" },
     firstZ: { dtype: "f32", access: "read" },
     s: { dtype: "f16", access: "write", vectors: true },
+    z: { dtype: "f32", access: "write" },
     lastS: { dtype: "f32", access: "write" },
     lastZ: { dtype: "f32", access: "write" },
   },
@@ -142,6 +145,7 @@ fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) group
     let a = down * low;
     let b = down * high;
     store4_s(at, vec4u(two_halves(a.x, a.y), two_halves(a.z, a.w), two_halves(b.x, b.y), two_halves(b.z, b.w)));
+    if (isSum) { store_z(state * P.features + feature, a.x); }
     let decay = load_factors(${FACTORS}u * state);
     low = decay * low + factor * bitcast<vec4f>(load4_sums(2u * at));
     high = decay * high + factor * bitcast<vec4f>(load4_sums(2u * at + 1u));
@@ -196,6 +200,7 @@ export function scanStates(plan: SequencePlan, order: FeatureOrder, inputs: Scan
     workgroups: [lines],
   });
   const s = empty([batch, heads, chunks, order.features, columns], device, "f16");
+  const z = empty([batch, heads, chunks, order.features], device, "f32");
   const last = wantLast
     ? {
         s: empty([batch, heads, expandedDim, valueDim], device, "f32"),
@@ -218,6 +223,7 @@ export function scanStates(plan: SequencePlan, order: FeatureOrder, inputs: Scan
         firstS: first ? (first.s ?? zeros(batch, heads, expandedDim, valueDim)) : none,
         firstZ: first ? (first.z ?? zeros(batch, heads, expandedDim)) : none,
         s,
+        z,
         lastS: last?.s ?? scrap(),
         lastZ: last?.z ?? scrap(),
       },
@@ -225,5 +231,5 @@ export function scanStates(plan: SequencePlan, order: FeatureOrder, inputs: Scan
       workgroups: [Math.ceil((order.features * columns) / 8 / 256), ...device.spread(lines)],
     },
   );
-  return { s, factors, last };
+  return { s, z, factors, last };
 }

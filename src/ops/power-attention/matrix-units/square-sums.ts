@@ -7,7 +7,6 @@ import type { SequencePlan } from "../contract.js";
 import { OCTET } from "./features.js";
 import { chunkRows, type Packed } from "./pack.js";
 import { keepRows } from "./pairs-text.js";
-import { HALVES } from "./text.js";
 import { type PowerTiles, powerConstants } from "./tiles.js";
 
 /** Σ_b x_b z[a, b], twice that where a = b: rows of x, as they are, by the state's column for sums as a square. */
@@ -21,7 +20,7 @@ const WIDTH = X_OCTETS * 8u;
 // Halves from row to row; what no feature fills stays 0.
 const STRIDE = 8u * SQUARE_STRIDE;
 var<workgroup> square: array<f16, WIDTH * STRIDE>;
-${HALVES}
+
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
         @builtin(local_invocation_index) lane: u32) {
@@ -41,8 +40,8 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
       let low = n / 8u;
       let high = 8u * block + n % 8u;
       if (low > high) { continue; }
-      let z = halves(load4_s((state * P.features + before + n) * Y_OCTETS + SUM_AT).x).x;
-      let weight = select(z, 2.0h * z, low == high);
+      let z = load_z(state * P.features + before + n);
+      let weight = f16(select(z, 2.0 * z, low == high));
       square[high * STRIDE + low] = weight;
       square[low * STRIDE + high] = weight;
     }
@@ -70,14 +69,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
  * f32 [rows of x, 8 · octets], without powers of two: the gradient of x through features at degree 2 from sums of weights, for
  * a gradient of sums of 1 in each row. It comes by itself, since the state's column for sums has a power of two of its own.
  */
-export function squareSums(
-  plan: SequencePlan,
-  tiles: PowerTiles,
-  x: Packed,
-  s: Tensor,
-  sumAt: number,
-  firstChunk: number,
-): Tensor {
+export function squareSums(plan: SequencePlan, tiles: PowerTiles, x: Packed, z: Tensor, firstChunk: number): Tensor {
   const { heads, batch, chunks, headDim } = plan;
   const device = webgpuDevice(x.values);
   const rows = x.values.shape[0];
@@ -88,16 +80,14 @@ export function squareSums(
     constants: {
       ...powerConstants(tiles),
       X_OCTETS: x.octets,
-      Y_OCTETS: s.shape[4] / OCTET,
       SQUARE_STRIDE: rowStride(x.octets),
-      SUM_AT: sumAt,
       BLOCKS: Math.ceil(headDim / OCTET),
       CHUNK_ROWS: chunkRows(plan),
       DOWN: down,
     },
     tensors: {
       x: { dtype: "f16", access: "read", vectors: true },
-      s: { dtype: "f16", access: "read", vectors: true },
+      z: { dtype: "f32", access: "read" },
       result: { dtype: "f32", access: "write" },
     },
     parameters: { lines: "u32", chunks: "u32", members: "u32", features: "u32", firstChunk: "u32" },
@@ -105,8 +95,8 @@ export function squareSums(
   };
   const result = empty([rows, OCTET * x.octets], device, "f32");
   device.dispatch(source, {
-    tensors: { x: x.values, s, result },
-    parameters: { lines, chunks, members: lines / (batch * heads * chunks), features: s.shape[3], firstChunk },
+    tensors: { x: x.values, z, result },
+    parameters: { lines, chunks, members: lines / (batch * heads * chunks), features: z.shape[3], firstChunk },
     workgroups: [Math.ceil(chunkRows(plan) / (down * tiles.subgroupSize)), ...device.spread(lines)],
   });
   return result;

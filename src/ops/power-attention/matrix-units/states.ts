@@ -69,6 +69,7 @@ const packKernel = (constants: Record<string, number>): KernelSource => ({
     largestZ: { dtype: "f32", access: "read" },
     order: { dtype: "i32", access: "read" },
     packed: { dtype: "f16", access: "write", vectors: true },
+    sums: { dtype: "f32", access: "write" },
     factors: { dtype: "f32", access: "write" },
   },
   parameters: PARAMETERS,
@@ -97,6 +98,7 @@ fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) group
   }
   store4_packed((state * P.features + feature) * OCTETS + octet,
     vec4u(two_halves(a.x, a.y), two_halves(a.z, a.w), two_halves(b.x, b.y), two_halves(b.z, b.w)));
+  if (isSum) { store_sums(state * P.features + feature, a.x); }
 }`,
 });
 
@@ -114,13 +116,14 @@ export function packStates(
   const { batch, heads, chunks } = plan;
   const columns = 8 * stride;
   const packed = empty([batch, heads, chunks, order.features, columns], s.device, "f16");
+  const sums = empty([batch, heads, chunks, order.features], s.device, "f32");
   const factors = empty([batch, heads, chunks, FACTORS], s.device, "f32");
   // Multiplied by the root of a multiplicity values are to stay below 2^14: a gradient doubles some, and the exponent of an f32's largest is one short.
   const root = Math.ceil(Math.log2(order.table.multiplicities.reduce((a, b) => Math.max(a, b))) / 2);
   const bounds = { largestS: largest(s, [3, 4]), largestZ: largest(z, [3]) };
   const source = packKernel({ OCTETS: stride, SUM_AT: sumAt, HEADROOM: 14 - root });
-  dispatchOver(plan, order, columns, source, { s, z, ...bounds, packed, factors }, {});
-  return { s: packed, factors, last: undefined };
+  dispatchOver(plan, order, columns, source, { s, z, ...bounds, packed, sums, factors }, {});
+  return { s: packed, z: sums, factors, last: undefined };
 }
 
 const restoreKernel = (constants: Record<string, number | boolean>): KernelSource => ({
