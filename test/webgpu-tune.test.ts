@@ -82,7 +82,7 @@ describeOnGpu("tiles on webgpu", () => {
     ["of another version", '{"version":2,"adapters":{}}', /must have version 1, got 2/],
     ["something else", '{"version":1,"adapters":[]}', /must hold tiles by adapter/],
     ["an unknown kernel", { convolve: { down: 1 } }, /convolve: a kernel with a tile must be one of .* got convolve/],
-    ["an illegal tile", { pairs: { rows: 64, keys: 48, down: 4 } }, /pairs: keys must divide 32, got 48/],
+    ["an illegal tile", { pairs: { rows: 32, keys: 48, down: 4 } }, /pairs: keys must divide 32, got 48/],
   ])("of a file that is %s are refused", async (_, content, problem) => {
     vi.stubEnv("POWER_ATTENTION_TILES", path);
     write(content as string | TunedTiles);
@@ -119,7 +119,7 @@ describeOnGpu("tiles on webgpu", () => {
       read: { tokens: 24, down: 3, across: 3 },
       pairs: { rows: 24, keys: 8, down: 3 },
       pairsQueries: { rows: 8, keys: 8, down: 1 },
-      pairsKeys: { rows: 16, queries: 16, down: 2 },
+      pairsKeys: { rows: 24, queries: 16, down: 3 },
       square: { down: 3, tokens: 1, octets: 2 },
       softmax: { rows: 16, keys: 16, down: 1, across: 2 },
       softmaxQueries: { rows: 16, keys: 32, down: 2, across: 2 },
