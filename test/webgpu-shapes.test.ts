@@ -41,7 +41,7 @@ async function compile(adapter: keyof typeof ADAPTERS, headDim: number, valueDim
   const real = await requestDevice((await dawn!.requestAdapter())!);
   real.addEventListener("uncapturederror", (event) => event.preventDefault());
   const adapterInfo = { subgroupMatrixConfigs: shapes, subgroupMinSize: subgroup, subgroupMaxSize: subgroup };
-  const limits = { maxComputeWorkgroupStorageSize: memory, maxStorageBuffersPerShaderStage: 12 };
+  const limits = { maxComputeWorkgroupStorageSize: memory, maxStorageBuffersPerShaderStage: 13 };
   const modules: [string, GPUShaderModule][] = [];
   const gpu = new Proxy(limitedGpu(real, { limits }), {
     get(target, name) {

@@ -45,8 +45,8 @@ export function chunkAttentionGradientsOnMatrixUnits(
   const shared = { states: undefined, firstChunk: 0, keys: keys.levels, later, dy: packedDy, valueLargest };
   const [dQ, dK, dV] = [inputs.q, inputs.k, inputs.v].map(like);
   const [fromQ, fromK] = [inputs.q, inputs.k].map(products);
-  joinGradient(plan, "q", { ...shared, near: near.dQ, x: q }, dQ, fromQ);
-  joinGradient(plan, "k", { ...shared, near: near.dK, x: k }, dK, fromK);
+  joinGradient(plan, "q", { ...shared, near: near.dQ, flow: near.qFlow, x: q }, dQ, fromQ);
+  joinGradient(plan, "k", { ...shared, near: near.dK, flow: near.kFlow, x: k }, dK, fromK);
   joinGradient(plan, "v", { ...shared, near: near.dV, x: k }, dV);
   return { q: dQ, k: dK, v: dV, products: fromK && { q: fromQ, k: fromK } };
 }

@@ -233,8 +233,10 @@ function halfGradients(
   const products = (x: Tensor) => empty(x.shape.slice(0, 3), x.device, "f32");
   const { q, k, v } = inputs;
   const into: HalfGradients = { q: like(q), k: like(k), v: like(v) };
-  // A mean does not change with the length of its query: what its gates receive from queries is 0, and not its rounding.
-  if (plan.gated) into.products = { q: plan.normalize === "sum" ? undefined : products(q), k: products(k) };
+  // A mean does not change with the length of its query, so that q·dq is 0 but for rounding. At degrees 1 and 2 that is in k·dk
+  // too, of the same weights: gates get the difference, summed over all later tokens. Features of higher degrees err apart.
+  const none = plan.normalize === "sum" && plan.degree > 2;
+  if (plan.gated) into.products = { q: none ? undefined : products(q), k: products(k) };
   const parts = partsOf(plan, inputs.q);
   const leaving = (part: Part, carried: Partial<State> | undefined) =>
     leavingState(part.plan, tiles, takeInputs(inputs, part), carried);
@@ -288,10 +290,14 @@ function backward(
   let perChunk: Tensor | undefined;
   if (logG && dFinal && finals.length > 0) perChunk = inner(dFinal, gather(finals, plan, q));
   else if (logG && dFinal && products && plan.time > 0) {
-    // Where queries receive nothing, all that keys and the initial state give up is what the final state receives, and it is
-    // known better by the former: the final state's product with its gradient is a small difference of large numbers.
-    const fromKeys = reduce("sum", products.k, [1]).reshape([plan.batch, 1, plan.heads]);
-    perChunk = initialState && dInitial ? mapTwo("add", fromKeys, inner(initialState, dInitial)) : fromKeys;
+    // What keys and the initial state give up and queries do not receive the final state does, and it is known better by
+    // the former: the final state's product with its gradient is a small difference of large numbers.
+    const shape = [plan.batch, 1, plan.heads];
+    const fromKeys = reduce("sum", products.k, [1]).reshape(shape);
+    const { q: toQueries } = products;
+    const grouped = toQueries?.reshape([...toQueries.shape.slice(0, 2), plan.heads, -1]);
+    const left = grouped ? mapTwo("sub", fromKeys, reduce("sum", grouped, [1, 3]).reshape(shape)) : fromKeys;
+    perChunk = initialState && dInitial ? mapTwo("add", left, inner(initialState, dInitial)) : left;
   }
   return {
     ...{ q: gradients.q, k: gradients.k, v: gradients.v },

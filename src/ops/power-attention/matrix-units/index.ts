@@ -249,8 +249,8 @@ export function backwardOnMatrixUnits(
 
   const shared = { keys: keys.levels, later, dy, valueLargest };
   const parts = {
-    q: { ...shared, near: near.dQ, ...farQ, states: entering, firstChunk, x: q },
-    k: { ...shared, near: near.dK, ...farK, states: arriving, firstChunk: 0, x: k },
+    q: { ...shared, near: near.dQ, flow: near.qFlow, ...farQ, states: entering, firstChunk, x: q },
+    k: { ...shared, near: near.dK, flow: near.kFlow, ...farK, states: arriving, firstChunk: 0, x: k },
   };
   for (const what of ["q", "k"] as const) joinGradient(plan, what, parts[what], into[what], into.products?.[what]);
   joinGradient(plan, "v", { ...shared, near: near.dV, far: farV, states: arriving, firstChunk: 0, x: k }, into.v);

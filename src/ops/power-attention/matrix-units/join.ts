@@ -35,10 +35,10 @@ const kernel = (dtype: DType, constants: Record<string, number | boolean>): Kern
     farSums: { dtype: "f32", access: "read" },
     keyTokens: { dtype: "f32", access: "read" },
     ...(constants.KIND === QUERIES
-      ? { dy: { dtype: "f16", access: "read" } }
+      ? { dy: { dtype: "f16", access: "read" }, gradients: { dtype: "f32", access: "read" } }
       : { later: { dtype: "f32", access: "read" } }),
     exponents: { dtype: "f32", access: "read" },
-    gradients: { dtype: "f32", access: "read" },
+    ...(constants.KIND === VALUES ? {} : { flow: { dtype: "f32", access: "read" } }),
     valueLargest: { dtype: "f32", access: "read" },
     factors: { dtype: "f32", access: "read" },
     x: { dtype: "f16", access: "read" },
@@ -86,9 +86,10 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   ${constants.KIND === QUERIES ? "" : "if (NEAR) { later = load_later(at); }"}
   var near = P.scaleLog;
   var far = 0.0;
+  ${constants.KIND === QUERIES ? "let gradient = load_gradients(at);" : "let gradient = 0.0;"}
   if (KIND == QUERIES) {
-    near += own + load_gradients(at) + valueE + load_keyTokens(4u * keyRow + 1u) + gate - GRADIENT_EXPONENT;
-    far = P.scaleLog + own + load_gradients(at) + gate;
+    near += own + gradient + valueE + load_keyTokens(4u * keyRow + 1u) + gate - GRADIENT_EXPONENT;
+    far = P.scaleLog + own + gradient + gate;
   } else if (KIND == KEYS) {
     near += own + valueE - gate + later - GRADIENT_EXPONENT;
     far = own + valueE + gateEnd - gate;
@@ -109,13 +110,13 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   for (var i = 2u * (lane % 16u); i < P.width; i += 32u) {
     let from_near = at * P.nearWidth + i;
     var value = vec2f(0);
-    if (NEAR) { value = nearFactor * vec2f(load_near(from_near), load_near(from_near + 1u)); }
     if (reads) {
       let from_far = at * P.farWidth + i;
-      value += farFactor * vec2f(load_far(from_far), load_far(from_far + 1u));
+      value = farFactor * vec2f(load_far(from_far), load_far(from_far + 1u));
       if (SUMS) { value += sumFactor * vec2f(load_farSums(from_far), load_farSums(from_far + 1u)); }
     }
     if (PRODUCTS) { dot += value.x * load_x(at * P.xWidth + i) + value.y * load_x(at * P.xWidth + i + 1u); }
+    if (NEAR) { value += nearFactor * vec2f(load_near(from_near), load_near(from_near + 1u)); }
     if (!alive) { continue; }
     let to = row * P.width + i;
     if (EVEN) { store2_dx(to, value.x, value.y); }
@@ -130,6 +131,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
     if (alive && lane % 16u == 0u) {
       var total = 0.0;
       for (var k = 0u; k < 16u; k++) { total += partial[lane + k]; }
+      ${constants.KIND === VALUES ? "" : "if (NEAR) { total += nearFactor * load_flow(at); }"}
       store_products(row, exp2(load_exponents(at)) * total / (DEGREE_LESS_1 + 1.0));
     }
   }
@@ -150,8 +152,9 @@ export interface JoinInputs {
   states: ChunkStates | undefined;
   firstChunk: number;
   keys: Levels;
-  /** For pairs, at keys and values. */
+  /** For pairs, at keys and values; and what pairs give of products. */
   later?: Tensor;
+  flow?: Tensor;
   /** Packed queries or keys, whichever dx belongs to (keys for values); and, for queries, the packed gradients at them. */
   x: Packed;
   dy?: Packed;
@@ -169,7 +172,7 @@ export function joinGradient(
   dx: Tensor,
   products?: Tensor,
 ): void {
-  const { near, far, sums, states, firstChunk, keys, later, x, dy, valueLargest } = inputs;
+  const { near, far, sums, states, firstChunk, keys, later, flow, x, dy, valueLargest } = inputs;
   const { time, heads, chunkSize, chunks, degree, scale } = plan;
   const device = webgpuDevice(dx);
   const none = absent(dx);
@@ -194,9 +197,11 @@ export function joinGradient(
         far: far ?? none,
         farSums: sums?.far ?? none,
         keyTokens: keys.tokens,
-        ...(what === "q" ? { dy: dy?.values ?? empty([2], device, "f16") } : { later: later ?? none }),
+        ...(what === "q"
+          ? { dy: dy?.values ?? empty([2], device, "f16"), gradients: dy?.exponents ?? none }
+          : { later: later ?? none }),
+        ...(what === "v" ? {} : { flow: flow ?? none }),
         exponents: x.exponents,
-        gradients: dy?.exponents ?? none,
         valueLargest,
         factors: states?.factors ?? none,
         x: x.values,

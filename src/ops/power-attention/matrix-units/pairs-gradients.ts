@@ -19,6 +19,16 @@ fn whole(word: u32) -> f32 { return f32(halves(word).x) + f32(halves(word).y); }
 fn change_gap(change: f32) -> f32 { return select(5.0 - log2(abs(change)), 1e30, change == 0.0); }
 `;
 
+/** Adds up what lanes of a row have, when all tiles are done, in memory that is free then. */
+const storeFlow = (value: string) => `workgroupBarrier();
+      changes[lane] = ${value};
+      workgroupBarrier();
+      if (lane < ROWS && first + lane < CHUNK_ROWS) {
+        var total = 0.0;
+        for (var n = lane; n < LANES; n += ROWS) { total += changes[n]; }
+        store_flow(row0 + first + lane, total);
+      }`;
+
 interface Sizes {
   xOctets: number;
   yOctets: number;
@@ -46,6 +56,7 @@ const queriesBody = (tiles: PowerTiles, { xOctets, yOctets, sumAt }: Sizes) => {
     let dsum = whole(load4_dy((row0 + own) * Y_OCTETS + SUM_AT).x);
     ${letLift("lift", "lifts")}
     let most = strongest - GRADIENT_EXPONENT - lift;
+    var flow = 0.0;
     key0 = 0u;
     ${fetch}
     loop {
@@ -78,7 +89,8 @@ const queriesBody = (tiles: PowerTiles, { xOctets, yOctets, sumAt }: Sizes) => {
 ${each(
   8,
   (k) =>
-    `let g_${k} = select(0.0, (changes[at + ${k}u] + dsum) * power(scores[at + ${k}u], DEGREE - 1u) * exp2(keyLevels[8u * octet + ${k}u] - most), ${k}u < ends);`,
+    `let g_${k} = select(0.0, (changes[at + ${k}u] + dsum) * power(scores[at + ${k}u], DEGREE - 1u) * exp2(keyLevels[8u * octet + ${k}u] - most), ${k}u < ends);
+        flow += g_${k} * scores[at + ${k}u];`,
 )}
         weights[row * WEIGHT_STRIDE + octet] = ${octetOf("g")};
       }
@@ -90,7 +102,8 @@ ${each(
     }`;
   const result = {
     ...{ name: "dq", columns, lifts: "lifts", binding: "dQ", width: "(8u * X_OCTETS)", scrap: "scores" },
-    store: storeRows("dq", "dQ", "8u * X_OCTETS", own, columns, tiles),
+    store: `${storeRows("dq", "dQ", "8u * X_OCTETS", own, columns, tiles)}
+      ${storeFlow("flow * exp2(-lift)")}`,
   };
   // A query of zeros, one at which no gradient arrived and one beyond the sequence have no level.
   const counts = "load_queryTokens(4u * (row0 + inChunk)) > -1e8";
@@ -154,6 +167,7 @@ const keysBody = (tiles: PowerTiles, { xOctets, yOctets, sumAt }: Sizes) => {
   ${letLift("pullLift", "pullLifts")}
   let most = strongest - lift - WEIGHT_EXPONENT;
   let pull = exp2(pullLift - lift + GRADIENT_EXPONENT - WEIGHT_EXPONENT);
+  var flow = 0.0;
   for (var member = 0u; member < P.members; member++) {
     let queryRow0 = (((line / P.chunks) * P.members + member) * P.chunks + chunk) * CHUNK_ROWS;
     var query0 = first / OTHERS * OTHERS;
@@ -199,7 +213,9 @@ ${each(
     k,
   ) => `let below_${k} = select(0.0, power(scores[at + ${k}u], DEGREE - 1u) * exp2(queryLevels[8u * octet + ${k}u] - most), ${k}u >= begins);
         let w_${k} = below_${k} * scores[at + ${k}u];
-        let h_${k} = pull * below_${k} * (changes[at + ${k}u] + dsums[8u * octet + ${k}u]);`,
+        let change_${k} = changes[at + ${k}u] + dsums[8u * octet + ${k}u];
+        let h_${k} = pull * below_${k} * change_${k};
+        flow += w_${k} * change_${k};`,
 )}
         weights[row * WEIGHT_STRIDE + octet] = ${octetOf("w")};
         pulls[row * WEIGHT_STRIDE + octet] = ${octetOf("h")};
@@ -222,7 +238,8 @@ ${each(
         width: "(8u * X_OCTETS)",
         scrap: "scores",
       },
-      store: storeRows("dk", "dK", "8u * X_OCTETS", own, xColumns, tiles),
+      store: `${storeRows("dk", "dK", "8u * X_OCTETS", own, xColumns, tiles)}
+      ${storeFlow("flow * exp2(GRADIENT_EXPONENT - WEIGHT_EXPONENT - lift)")}`,
     },
     {
       ...{ name: "dv", columns: yColumns, lifts: "lifts", binding: "dV", width: "(8u * SUM_AT)", scrap: "changes" },
@@ -279,12 +296,15 @@ export interface PairsGradientInputs {
   later: Tensor;
 }
 
-/** What the gradients within chunks are made of, f32 without powers of two: at queries, keys and values, a row for each packed row. */
+/**
+ * What the gradients within chunks are made of, f32 without powers of two: at queries, keys and values, a row for each packed row;
+ * and the products of packed rows with theirs, q·dQ and k·dK, from weights that were not rounded to f16.
+ */
 export function pairsGradients(
   plan: SequencePlan,
   tiles: PowerTiles,
   inputs: PairsGradientInputs,
-): { dQ: Tensor; dK: Tensor; dV: Tensor } {
+): { dQ: Tensor; dK: Tensor; dV: Tensor; qFlow: Tensor; kFlow: Tensor } {
   const { q, k, v, dy, sumAt, keys, queries, later } = inputs;
   const { chunks, degree } = plan;
   const device = webgpuDevice(q.values);
@@ -295,6 +315,7 @@ export function pairsGradients(
   const dQ = empty([rows(q), 8 * q.octets], device, "f32");
   const dK = empty([rows(k), 8 * k.octets], device, "f32");
   const dV = empty([rows(k), 8 * sumAt], device, "f32");
+  const [qFlow, kFlow] = [q, k].map((x) => empty([rows(x)], device, "f32"));
   const vectors: Binding = { dtype: "f16", access: "read", vectors: true };
   const numbers: Binding = { dtype: "f32", access: "read" };
   const result: Binding = { dtype: "f32", access: "write" };
@@ -325,12 +346,12 @@ export function pairsGradients(
     {
       name: "pairs-gradient-queries",
       constants: constants(tiles.pairsQueries, tiles.pairsQueries.keys),
-      tensors: { ...shared, keyTokens: numbers, queryTokens: numbers, dQ: result },
+      tensors: { ...shared, keyTokens: numbers, queryTokens: numbers, dQ: result, flow: result },
       parameters,
       body: queriesBody(tiles, sizes),
     },
     {
-      tensors: { ...given, keyTokens: keys.tokens, queryTokens: queries.tokens, dQ },
+      tensors: { ...given, keyTokens: keys.tokens, queryTokens: queries.tokens, dQ, flow: qFlow },
       parameters: { lines: lines(q), chunks, members },
       workgroups: groups(q, tiles.pairsQueries),
     },
@@ -339,15 +360,15 @@ export function pairsGradients(
     {
       name: "pairs-gradient-keys",
       constants: constants(tiles.pairsKeys, tiles.pairsKeys.queries),
-      tensors: { ...shared, queryTokens: numbers, later: numbers, dK: result, dV: result },
+      tensors: { ...shared, queryTokens: numbers, later: numbers, dK: result, dV: result, flow: result },
       parameters,
       body: keysBody(tiles, sizes),
     },
     {
-      tensors: { ...given, queryTokens: queries.tokens, later, dK, dV },
+      tensors: { ...given, queryTokens: queries.tokens, later, dK, dV, flow: kFlow },
       parameters: { lines: lines(k), chunks, members },
       workgroups: groups(k, tiles.pairsKeys),
     },
   );
-  return { dQ, dK, dV };
+  return { dQ, dK, dV, qFlow, kFlow };
 }

@@ -27,7 +27,7 @@ export interface PowerTiles extends Matrices {
 }
 
 /** The most that one of the kernels binds. */
-const BINDINGS = 12;
+const BINDINGS = 13;
 
 /** What each kernel's tile is called; gradients come through one of two, by degree. */
 const KERNELS = ["accumulate", "read", "pairs", "pairsQueries", "pairsKeys"] as const;
