@@ -10,7 +10,7 @@ import { groupWords } from "./higher-features.js";
 import { chunkRows, type Packed } from "./pack.js";
 import { keepRows, scoreAll } from "./pairs-text.js";
 import { type ChunkStates, FACTORS } from "./scan.js";
-import { EXPONENTS, HALVES } from "./text.js";
+import { EXPONENTS, HALVES, LINE_AND_STATE } from "./text.js";
 import { type PowerTiles, powerConstants } from "./tiles.js";
 
 /**
@@ -43,11 +43,7 @@ fn pair_of(word: u32) -> vec2f { return vec2f(halves(word)); }
 @compute @workgroup_size(TOKENS)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
         @builtin(local_invocation_index) lane: u32) {
-  let line = id.y + id.z * groups.y; // counts b, head, chunk
-  if (line >= P.lines) { return; }
-  let chunk = line % P.chunks;
-  if (chunk < P.firstChunk) { return; }
-  let stateLine = (line / P.chunks / P.members) * P.chunks + chunk;
+  ${LINE_AND_STATE}
   let first = id.x * TOKENS;
   let row0 = line * CHUNK_ROWS;
   let ownRow = (lane / SUBGROUP) * SUBGROUP;
@@ -55,9 +51,9 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   for (var i = 0u; i < WIDTH; i++) { dx[lane * DX_STRIDE + i] = 0.0; }
   // A sum's column has a power of two of its own.
   let ysum = pair_of(load4_y(row * Y_OCTETS + SUM_AT).x).x *
-    load_factors(${FACTORS}u * stateLine + 6u) / load_factors(${FACTORS}u * stateLine + 5u) * sum_scale(line, chunk);
+    load_factors(${FACTORS}u * state + 6u) / load_factors(${FACTORS}u * state + 5u) * sum_scale(line, chunk);
   ${keepRows("y", "y", "Y_OCTETS", own, steps, tiles)}
-  var s0 = stateLine * P.features * Y_OCTETS;
+  var s0 = state * P.features * Y_OCTETS;
   ${part.declare}
   ${part.fetch}
   var x_low = vec4f(0);

@@ -9,10 +9,10 @@ import { chunkRows, type Packed } from "./pack.js";
 import { GRADIENT_EXPONENT, POWER, WEIGHT_EXPONENT } from "./pairs.js";
 import { declareLifts, letLift, looks, measure, whileMeasuring } from "./pairs-range.js";
 import { keepRows, octetOf, scoreAll, spread, storeRows, tilesAhead } from "./pairs-text.js";
-import { HALVES } from "./text.js";
+import { HALVES, SEEN } from "./text.js";
 import { type PowerTiles, powerConstants } from "./tiles.js";
 
-const SHARED = `${HALVES}${POWER}
+const SHARED = `${HALVES}${POWER}${SEEN}
 // A gradient of a sum of weights, in two halves.
 fn whole(word: u32) -> f32 { return f32(halves(word).x) + f32(halves(word).y); }
 // How far a change of a weight falls short of the largest that there is of packed vectors, in powers of two.
@@ -76,8 +76,7 @@ const queriesBody = (tiles: PowerTiles, { xOctets, yOctets, sumAt }: Sizes) => {
       for (var n = lane; n < ROWS * WEIGHT_OCTETS; n += LANES) {
         let octet = n / ROWS;
         let at = row * SCORE_STRIDE + 8u * octet;
-        let place = first + row - now - 8u * octet; // of the row among the octet's keys; beyond 2^31 where it is before them
-        let ends = select(0u, min(place + 1u, 8u), place < 0x80000000u);
+        let ends = seen(first + row - now - 8u * octet);
         ${whileMeasuring(
           measure(
             "lifts",

@@ -8,7 +8,7 @@ import type { Levels } from "./levels.js";
 import { chunkRows, type Packed, valueOctets } from "./pack.js";
 import { declareLifts, letLift, looks, measure, whileMeasuring } from "./pairs-range.js";
 import { keepRows, octetOf, scoreAll, spread, storeRows, tilesAhead } from "./pairs-text.js";
-import { HALVES } from "./text.js";
+import { HALVES, SEEN } from "./text.js";
 import { type PowerTiles, powerConstants } from "./tiles.js";
 
 /** Powers of dot products of packed rows are at most 1: multiplied by the last power of two of f16, they keep most digits. */
@@ -63,8 +63,7 @@ const body = (tiles: PowerTiles, xOctets: number, columns: number, sumAt: number
       for (var n = lane; n < ROWS * WEIGHT_OCTETS; n += LANES) {
         let octet = n / ROWS;
         let at = row * SCORE_STRIDE + 8u * octet;
-        let place = first + row - now - 8u * octet; // of the row among the octet's keys; beyond 2^31 where it is before them
-        let ends = select(0u, min(place + 1u, 8u), place < 0x80000000u);
+        let ends = seen(first + row - now - 8u * octet);
         ${whileMeasuring(
           measure(
             "lifts",
@@ -104,7 +103,7 @@ var<workgroup> scores: array<f32, ROWS * SCORE_STRIDE>;
 var<workgroup> weights: array<vec4u, ROWS * WEIGHT_STRIDE>;
 var<workgroup> keyLevels: array<f32, KEYS>;
 
-${HALVES}${POWER}${declareLifts(["lifts"])}
+${HALVES}${POWER}${SEEN}${declareLifts(["lifts"])}
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
         @builtin(local_invocation_index) lane: u32) {

@@ -14,6 +14,7 @@ import { empty, type Tensor } from "../../../tensor/tensor.js";
 import type { SequencePlan } from "../contract.js";
 import { readHigher } from "./higher-features.js";
 import { chunkRows, type Packed } from "./pack.js";
+import { LINE_AND_STATE } from "./text.js";
 import { MAKE_FEATURES, type PowerTiles, powerConstants } from "./tiles.js";
 
 /** φ(x_t)ᵀ s of a token's chunk: [tokens × features] by [features × columns], 64 features at a time, made as needed. */
@@ -72,11 +73,7 @@ ${"functions" in features ? features.functions : MAKE_FEATURES}
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
         @builtin(local_invocation_index) lane: u32) {
-  let line = id.y + id.z * groups.y; // counts b, head, chunk
-  if (line >= P.lines) { return; }
-  let chunk = line % P.chunks;
-  if (chunk < P.firstChunk) { return; }
-  let state = (line / P.chunks / P.members) * P.chunks + chunk;
+  ${LINE_AND_STATE}
   let token0 = id.x * TOKENS;
   let row0 = line * CHUNK_ROWS;
   let ownRow = ((lane / SUBGROUP) / ACROSS) * OWN_ROWS;

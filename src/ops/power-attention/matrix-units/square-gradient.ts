@@ -14,7 +14,7 @@ import { empty, type Tensor } from "../../../tensor/tensor.js";
 import type { SequencePlan } from "../contract.js";
 import { OCTET } from "./features.js";
 import { chunkRows, type Packed } from "./pack.js";
-import { HALVES } from "./text.js";
+import { HALVES, LINE_AND_STATE } from "./text.js";
 import { type PowerTiles, powerConstants } from "./tiles.js";
 
 interface Shape {
@@ -80,11 +80,7 @@ fn feature(high: u32, low: u32) -> u32 { return 32u * (high / 8u) * (high / 8u +
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
         @builtin(local_invocation_index) lane: u32) {
-  let line = id.y + id.z * groups.y; // counts b, head, chunk
-  if (line >= P.lines) { return; }
-  let chunk = line % P.chunks;
-  if (chunk < P.firstChunk) { return; }
-  let state = (line / P.chunks / P.members) * P.chunks + chunk;
+  ${LINE_AND_STATE}
   let first = id.x * TOKENS;
   let row0 = line * CHUNK_ROWS;
   let ownRow = (lane / SUBGROUP) * ${tokens * subgroupSize}u;

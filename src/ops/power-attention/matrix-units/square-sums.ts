@@ -7,6 +7,7 @@ import type { SequencePlan } from "../contract.js";
 import { OCTET } from "./features.js";
 import { chunkRows, type Packed } from "./pack.js";
 import { keepRows } from "./pairs-text.js";
+import { LINE_AND_STATE } from "./text.js";
 import { type PowerTiles, powerConstants } from "./tiles.js";
 
 /** Σ_b x_b z[a, b], twice that where a = b: rows of x, as they are, by the state's column for sums as a square. */
@@ -24,11 +25,7 @@ var<workgroup> square: array<f16, WIDTH * STRIDE>;
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
         @builtin(local_invocation_index) lane: u32) {
-  let line = id.y + id.z * groups.y; // counts b, head, chunk
-  if (line >= P.lines) { return; }
-  let chunk = line % P.chunks;
-  if (chunk < P.firstChunk) { return; }
-  let state = (line / P.chunks / P.members) * P.chunks + chunk;
+  ${LINE_AND_STATE}
   let first = id.x * LANES;
   let row0 = line * CHUNK_ROWS;
   let ownRow = lane / SUBGROUP * SUBGROUP;

@@ -28,3 +28,15 @@ fn power_of(magnitude: f32) -> f32 { return bitcast<f32>(u32(exponent_of(magnitu
 // The exponent of a power of two.
 fn log_of(power: f32) -> f32 { return f32(exponent_of(power) - 1); }
 `;
+
+/** What main begins with in kernels whose workgroups take rows of a chunk with its state: the chunk's line, and that of its state. */
+export const LINE_AND_STATE = `let line = id.y + id.z * groups.y; // counts b, head, chunk
+  if (line >= P.lines) { return; }
+  let chunk = line % P.chunks;
+  if (chunk < P.firstChunk) { return; }
+  let state = (line / P.chunks / P.members) * P.chunks + chunk;`;
+
+/** `seen(place)`: how many of an octet's keys a row sees, by the row's place among them: beyond 2^31 where it is before them. */
+export const SEEN = `
+fn seen(place: u32) -> u32 { return select(0u, min(place + 1u, 8u), place < 0x80000000u); }
+`;

@@ -108,10 +108,10 @@ export function powerConstants(tiles: PowerTiles): Record<string, number> {
 }
 
 /**
- * Eight octets of features of degree 1 or 2 of a packed row of x, weighted: \`make_group(row, weight, group, at)\` writes them
- * to phi[at] … phi[at + 7]. Needs bindings x (f16, vectors) and octets (i32), X_OCTETS and DEGREE.
+ * Eight octets of features of a packed row of x, weighted, to phi[at] … phi[at + 7]. At degree 1 by group, \`make_group(row, weight,
+ * group, at)\`, which needs bindings x (f16, vectors) and octets (i32) and X_OCTETS; at degree 2 by blocks of x, \`make_square\`.
  */
-export const MAKE_FEATURES = `${HALVES}// Degree 2: all prefixes of a block of x, times one octet.
+export const MAKE_FEATURES = `${HALVES}// All prefixes of a block of x, times one octet.
 fn make_square(first: vec4u, octet: vec4u, weight: f16, at: u32) {
 ${each(
   4,
@@ -121,11 +121,6 @@ ${each(
 )}
 }
 fn make_group(row: u32, weight: f16, group: u32, at: u32) {
-  if (DEGREE == 2) {
-    let word = bitcast<u32>(load_octets(8u * group));
-    make_square(load4_x(row * X_OCTETS + (word & 255u) / 8u), load4_x(row * X_OCTETS + (word >> 24u)), weight, at);
-    return;
-  }
   for (var k = 0u; k < 8u; k++) {
     let word = bitcast<u32>(load_octets(8u * group + k));
     phi[at + k] = times(load4_x(row * X_OCTETS + (word >> 24u)), weight);

@@ -77,9 +77,6 @@ var<workgroup> valuePowers: array<vec4f, OTHERS / 4>;
 var<workgroup> partial: array<f32, LANES>;
 var<workgroup> rises: atomic<u32>;
 
-// How many of an octet's keys a row sees, by the row's place among them: beyond 2^31 where it is before them.
-fn seen(place: u32) -> u32 { return select(0u, min(place + 1u, 8u), place < 0x80000000u); }
-
 struct Weighed { sum: f32, leaves: bool }
 
 // Weights of a lane's part of a row: their sum apart from the values' powers, and whether one may leave f16.
@@ -88,7 +85,7 @@ fn weigh(row: u32, part: u32, place: u32, factor: f32, level: f32, valueFactor: 
   var largest = vec4f(0);
   var largestValue = vec4f(0);
   for (var turn = 0u; turn < WEIGHT_OCTETS / PARTS; turn++) {
-      let octet = part + turn * PARTS;
+    let octet = part + turn * PARTS;
     let at = row * SCORE_STRIDE + 2u * octet;
     let ends = seen(place - 8u * octet);
     ${halvesOf((h) => `var p_${h} = exp2(scores[at + ${h}u] * keyPowers[2u * octet + ${h}u] * factor - level);`)}

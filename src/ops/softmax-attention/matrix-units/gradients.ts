@@ -94,8 +94,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
     for (var turn = 0u; turn < WEIGHT_OCTETS / PARTS; turn++) {
       let octet = part + turn * PARTS;
       let at = row * SCORE_STRIDE + 2u * octet;
-      let place = first + row - now - 8u * octet; // of the row among the octet's keys; beyond 2^31 where it is before them
-      let ends = select(0u, min(place + 1u, 8u), place < 0x80000000u);
+      let ends = seen(first + row - now - 8u * octet);
       ${halvesOf(
         (h) => `let power_${h} = keyPowers[2u * octet + ${h}u];
       var p_${h} = exp2(scores[at + ${h}u] * power_${h} * factor - level);`,

@@ -1,7 +1,7 @@
 import { each } from "../../../devices/webgpu/each.js";
 import type { Binding } from "../../../devices/webgpu/kernel.js";
 import { type Matrices, matrixConstants, rowStride } from "../../../devices/webgpu/matrix-text.js";
-import { HALVES } from "../../power-attention/matrix-units/text.js";
+import { HALVES, SEEN } from "../../power-attention/matrix-units/text.js";
 
 /** Tables hold a row of numbers for each quantity, with a number for each packed row. */
 export const ROW_TABLE = { LEVEL: 0, HIGHEST: 1, FACTOR: 2 };
@@ -53,7 +53,7 @@ const LANES = DOWN * ACROSS * SUBGROUP;
 const OWN_ROWS = ROWS / DOWN;
 const PARTS = LANES / ROWS;
 const WEIGHT_OCTETS = OTHERS / 8;
-${HALVES}
+${HALVES}${SEEN}
 fn four_halves(x: vec4f) -> vec2u { return vec2u(two_halves(x.x, x.y), two_halves(x.z, x.w)); }
 // Of four columns from \`start\` on, those before \`end\`.
 fn before(start: u32, end: u32) -> vec4<bool> { return vec4u(0u, 1u, 2u, 3u) + start < vec4u(end); }
