@@ -1,4 +1,4 @@
-import { type Matrices, rowStride } from "./matrix-text.js";
+import { foldedRows, type Matrices, rowStride } from "./matrix-text.js";
 
 /** A kernel's numbers, by the names that the kernel gives them. */
 export type Tile = Readonly<Record<string, number>>;
@@ -76,17 +76,15 @@ const acrossColumns = ({ across }: Tile, { y }: TileSizes): Rule => [
 ];
 
 /**
- * Pairs of tokens: f32 tiles of `scores` and f16 ones of `weights`, rows × others, `levels` numbers of each of the others and
- * `lifts` of each row.
+ * Pairs of tokens: f32 tiles of `scores`, rows × others by fours, in which weights take the scores' place; `levels` numbers of
+ * each of the others and `lifts` of each row.
  */
-function ofPairs(others: string, scores: number, weights: number, levels: number, lifts: number): Rules {
+function ofPairs(others: string, scores: number, levels: number, lifts: number): Rules {
   return {
     numbers: ["rows", others, "down"],
     subgroups: ({ down }) => down,
     bytes: ({ rows, [others]: count }, _, { x, y }) =>
-      count * (line(x) + line(y) + 4 * levels) +
-      rows * (scores * 4 * (count + 1) + weights * line(count / 8) + 4 * lifts) +
-      8,
+      count * (line(x) + line(y) + 4 * levels) + rows * (scores * line(count / 4) + 4 * lifts) + 8,
     rules: (tile, units) => [
       divides(tile, "rows", tile.down * units.M),
       [
@@ -105,18 +103,18 @@ function ofPairs(others: string, scores: number, weights: number, levels: number
 }
 
 /**
- * Softmax's pairs: scores and weights as above, by fours, and `numbers` of each of the others; lanes look after rows, and `lane`
+ * Softmax's pairs: scores as above, `weights` tiles of halves beside them, and `numbers` of each of the others; lanes look after rows, and `lane`
  * and `more` are bytes of each invocation and of the workgroup. `sums`: where the columns of sums come from.
  */
 function ofSoftmax(
   others: string,
   {
     scores,
-    weights,
     numbers,
+    weights = 0,
     lane = 0,
     more = 0,
-  }: Record<"scores" | "weights" | "numbers", number> & { lane?: number; more?: number },
+  }: { scores: number; numbers: number; weights?: number; lane?: number; more?: number },
   sums: readonly ("x" | "y")[],
 ): Rules {
   const invocations = ({ down, across }: Tile, { subgroupSize }: Matrices) => down * across * subgroupSize;
@@ -164,37 +162,47 @@ const KERNELS: Record<string, Rules> = {
   read: {
     numbers: ["tokens", "down", "across"],
     subgroups: ({ down, across }) => down * across,
-    bytes: ({ tokens }, _, { y, kept }) => tokens * (line(8) + keptRow(kept)) + 64 * line(y),
-    rules: (tile, units, sizes) => [divides(tile, "tokens", tile.down * units.M), acrossColumns(tile, sizes)],
+    bytes: ({ tokens }, { M }, { y, kept }) =>
+      16 * foldedRows(4, M).size(tokens) + tokens * keptRow(kept) + 32 * line(y),
+    rules: (tile, units, sizes) => [divides(tile, "tokens", 2 * tile.down * units.M), acrossColumns(tile, sizes)],
   },
-  pairs: ofPairs("keys", 1, 1, 1, 1),
-  pairsQueries: ofPairs("keys", 2, 1, 1, 1),
-  pairsKeys: ofPairs("queries", 2, 2, 2, 2),
+  pairs: ofPairs("keys", 1, 1, 1),
+  pairsQueries: ofPairs("keys", 2, 1, 1),
+  pairsKeys: ofPairs("queries", 2, 2, 2),
   gradient: {
     numbers: ["down"],
     subgroups: ({ down }) => down,
     bytes: ({ down }, { subgroupSize }, { x, y, kept }) =>
-      64 * line(y) + 256 + down * subgroupSize * (4 * (65 + 8 * x + 1) + keptRow(keptForGradient(kept))),
+      64 * line(y) + 256 + down * subgroupSize * (line(16) + 4 * (8 * x + 1) + keptRow(keptForGradient(kept))),
     rules: () => [],
   },
   square: {
     numbers: ["down", "tokens", "octets"],
-    subgroups: ({ down }) => squareDown(down, 0),
-    bytes: ({ down, tokens, octets }, units, { x, sumAt }) =>
-      (squareDown(down, x) * tokens * units.subgroupSize + 8 * x) *
-      line(Math.max(octetsAtOnce(x, units, octets), octetsAtOnce(sumAt, units, octets))),
-    rules: (tile, { K }) => [divides(tile, "octets", Math.max(K / 8, 1))],
+    subgroups: ({ down, tokens }) => down * tokens,
+    bytes: ({ down, tokens, octets }, units, { x, sumAt }) => {
+      const inner = octetsAtOnce(sumAt, units, octets);
+      const rows = squareDown(down, x) * tokens * units.subgroupSize;
+      return 16 * (foldedRows(inner, units.M).size(rows) + foldedRows(inner, units.wide).size(8 * x));
+    },
+    rules: (tile, { M, K, subgroupSize }) => [
+      divides(tile, "octets", Math.max(K / 8, 1)),
+      [
+        (tile.tokens * subgroupSize) % (2 * M) === 0,
+        `tokens · ${subgroupSize} must be a multiple of ${2 * M}, got ${tile.tokens}`,
+      ],
+    ],
   },
   softmax: ofSoftmax("keys", { scores: 1, weights: 1, numbers: 2, lane: 4, more: 4 }, ["y"]),
-  softmaxQueries: ofSoftmax("keys", { scores: 2, weights: 1, numbers: 2 }, ["x"]),
-  softmaxKeys: ofSoftmax("queries", { scores: 2, weights: 2, numbers: 3 }, ["x", "y"]),
+  softmaxQueries: ofSoftmax("keys", { scores: 2, numbers: 2 }, ["x"]),
+  softmaxKeys: ofSoftmax("queries", { scores: 2, numbers: 3 }, ["x", "y"]),
   matmul: {
     numbers: ["rows", "columns", "steps", "down", "across"],
     subgroups: ({ down, across }) => down * across,
     bytes: ({ rows, columns, steps, down, across }, { M }) => {
       // Lines of either tile run along whichever axis is contiguous: the longer way to lay them out counts.
       const side = (long: number) => Math.max(long * line(steps / 8), steps * line(long / 8));
-      return side(rows) + side(columns) + 4 * down * across * M * stripColumns({ columns, across });
+      const strips = 4 * down * across * M * stripColumns({ columns, across });
+      return Math.max(side(rows) + side(columns), strips);
     },
     rules: (tile, { M, K, narrow, subgroupSize }) => {
       const { rows, columns, steps, down, across } = tile;

@@ -23,6 +23,25 @@ export function matrixConstants({ M, K, wide, narrow, subgroupSize }: Matrices):
 /** 16-byte vectors from one row of a tile to the next: odd, so that eight rows start in different banks. */
 export const rowStride = (octets: number) => octets + 1 - (octets % 2);
 
+/**
+ * Rows of a tile two to a line: blocks of `block` rows, those of a matrix, take turns at the first and second half. A line of its
+ * own for each short row, odd as well, would be a fifth more memory, and how much of it a workgroup takes decides how many run at once.
+ */
+export function foldedRows(octets: number, block: number) {
+  const stride = 2 * octets + 1;
+  return {
+    stride,
+    /** In 16-byte vectors. */
+    size: (rows: number) => Math.ceil(rows / (2 * block)) * block * stride,
+    /** Of a row, in WGSL; of a matrix that begins with it, too. */
+    place: (row: string) =>
+      `((${row}) / ${2 * block}u * ${block}u + (${row}) % ${block}u) * ${stride}u + (${row}) / ${block}u % 2u * ${octets}u`,
+    /** Of a row known by now. */
+    placeOf: (row: number) =>
+      (Math.floor(row / (2 * block)) * block + (row % block)) * stride + (Math.floor(row / block) % 2) * octets,
+  };
+}
+
 /** Matrices side by side: where each begins, in octets of columns, and how many columns it has. */
 export interface Column {
   octet: number;

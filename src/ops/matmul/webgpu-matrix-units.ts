@@ -25,7 +25,6 @@ export interface MatmulTile {
 
 /** The largest first; the last fits everything. */
 const TILES: MatmulTile[] = [
-  { rows: 128, columns: 256, steps: 32, down: 2, across: 4 },
   { rows: 128, columns: 128, steps: 32, down: 2, across: 2 },
   { rows: 64, columns: 64, steps: 32, down: 2, across: 2 },
   { rows: 32, columns: 32, steps: 16, down: 2, across: 2 },
@@ -55,11 +54,22 @@ export function chooseTile(
  * row (or column); else one line for each inner step. Loads into registers, so that they overlap with multiplying.
  * A lane keeps to one octet of every so many lines: its places are one number and multiples of another.
  */
-function operand(name: "a" | "b", along: boolean, extent: number, tile: MatmulTile, lanes: number, scaled: boolean) {
+function operand(
+  name: "a" | "b",
+  along: boolean,
+  extent: number,
+  tile: MatmulTile,
+  lanes: number,
+  scaled: boolean,
+  from: number,
+) {
   const line = (along ? tile.steps : extent) / 8;
   const stride = rowStride(line);
   const lines = along ? extent : tile.steps;
   const between = lanes / line;
+  // Eight lanes store at once: of lines of four octets they take two that are four apart, or two of them would meet in a bank.
+  const firstLine =
+    line === 4 && between % 8 === 0 ? "lane / 32u * 8u + lane / 4u % 2u * 4u + lane / 8u % 4u" : `lane / ${line}u`;
   const count = Math.ceil(lines / between);
   const outer = name === "a" ? "rows" : "columns";
   const at = (k: number) => `${name}At + ${k}u * ${name}Jump`;
@@ -72,10 +82,10 @@ function operand(name: "a" | "b", along: boolean, extent: number, tile: MatmulTi
   const value = (k: number) => (scaled ? `as_halves(${name}_${k}, ${name}Factor)` : `${name}_${k}`);
   return {
     stride,
-    memory: `var<workgroup> ${name}_tile: array<vec4u, ${lines * stride}>;`,
+    size: lines * stride,
     start: `
 let ${name}Octet = lane % ${line}u;
-let ${name}First = lane / ${line}u;
+let ${name}First = ${firstLine};
 let ${name}Jump = ${between}u * ${name}Line;
 let ${name}Place = ${name}First * ${stride}u + ${name}Octet;
 var ${name}At = ${name}Origin + ${along ? `(${name}0 + ${name}First) * ${name}Line` : `${name}First * ${name}Line + ${name}0 / 8u`} + ${name}Octet;
@@ -88,7 +98,7 @@ ${each(count, (k) => `var ${name}_${k} = vec4u(0);`)}`,
         `${name}_${k} = vec4u(0); ${guarded([inTile(k), inside(k)].filter(Boolean).join(" && "), `${name}_${k} = load4_${name}(${at(k)});`)}`,
     ),
     store: each(count, (k) =>
-      guarded(inTile(k), `${name}_tile[${name}Place + ${k * between * stride}u] = ${value(k)};`),
+      guarded(inTile(k), `tiles[${name}Place + ${from + k * between * stride}u] = ${value(k)};`),
     ),
   };
 }
@@ -116,21 +126,21 @@ function text(units: Matrices, tile: MatmulTile, { aAlong, bAlong, scaled, out }
   const ownColumns = columns / across;
   const strip = stripColumns(tile);
   const matricesAcross = columnMatrices(ownColumns, units);
-  const a = operand("a", aAlong, rows, tile, lanes, scaled);
-  const b = operand("b", bAlong, columns, tile, lanes, scaled);
+  const a = operand("a", aAlong, rows, tile, lanes, scaled, 0);
+  const b = operand("b", bAlong, columns, tile, lanes, scaled, a.size);
+  const stripQuads = (M * strip) / 4;
   const left = (i: number) =>
     aAlong
-      ? `subgroupMatrixLoad<Left, row_major>(&a_tile, (ownRow + ${i * M}u) * ${a.stride}u + step / 8u, ${a.stride}u)`
-      : `subgroupMatrixLoad<Left, col_major>(&a_tile, step * ${a.stride}u + ownRow / 8u + ${(i * M) / 8}u, ${a.stride}u)`;
+      ? `subgroupMatrixLoad<Left, row_major>(&tiles, (ownRow + ${i * M}u) * ${a.stride}u + step / 8u, ${a.stride}u)`
+      : `subgroupMatrixLoad<Left, col_major>(&tiles, step * ${a.stride}u + ownRow / 8u + ${(i * M) / 8}u, ${a.stride}u)`;
   const right = ({ octet, width }: { octet: number; width: number }) =>
     bAlong
-      ? `subgroupMatrixLoad<Right${width}, col_major>(&b_tile, (ownColumn + ${octet * 8}u) * ${b.stride}u + step / 8u, ${b.stride}u)`
-      : `subgroupMatrixLoad<Right${width}, row_major>(&b_tile, step * ${b.stride}u + ownColumn / 8u + ${octet}u, ${b.stride}u)`;
+      ? `subgroupMatrixLoad<Right${width}, col_major>(&tiles, ${a.size}u + (ownColumn + ${octet * 8}u) * ${b.stride}u + step / 8u, ${b.stride}u)`
+      : `subgroupMatrixLoad<Right${width}, row_major>(&tiles, ${a.size}u + step * ${b.stride}u + ownColumn / 8u + ${octet}u, ${b.stride}u)`;
   const pieces = Array.from({ length: ownColumns / strip }, (_, k) => k);
   return `${matrices(units)}
-${a.memory}
-${b.memory}
-var<workgroup> strips: array<f32, ${down * across * M * strip}>;
+// Tiles of a and b, and at the end strips of results.
+var<workgroup> tiles: array<vec4u, ${Math.max(a.size + b.size, down * across * stripQuads)}>;
 
 // The power of two that brings a tensor's largest value near 2^14: bf16 reaches further than f16 on both sides.
 fn factor_for(largest: u32) -> f32 {
@@ -188,12 +198,14 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane:
         ${b.loadAtEdge}
       }
     }
-    for (var step = 0u; step < ${steps}u; step += MATRIX_K) {
-      ${multiplyAdd(own, matricesAcross, left, right)}
-    }
+    ${each(
+      steps / units.K,
+      (k) => `{ const step = ${k * units.K}u;
+      ${multiplyAdd(own, matricesAcross, left, right)} }`,
+    )}
     if (at >= P.inner) { break; }
   }
-  let strip0 = group * ${M * strip}u;
+  let strip0 = group * ${stripQuads}u;
   ${each(own, (i) =>
     pieces
       .map(
@@ -202,7 +214,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane:
   ${matricesAcross
     .map(({ octet }, j) =>
       Math.floor((octet * 8) / strip) === piece
-        ? `subgroupMatrixStore<row_major>(&strips, strip0 + ${octet * 8 - piece * strip}u, sum_${i}_${j}, ${strip}u);`
+        ? `subgroupMatrixStore<row_major>(&tiles, strip0 + ${(octet * 8 - piece * strip) / 4}u, sum_${i}_${j}, ${strip / 4}u);`
         : "",
     )
     .join("\n")}
@@ -210,26 +222,24 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane:
   for (var n = lane % SUBGROUP; n < ${(M * strip) / 8}u; n += SUBGROUP) {
     let row = a0 + ownRow + ${i * M}u + n / ${strip / 8}u;
     let column = b0 + ownColumn + ${piece * strip}u + 8u * (n % ${strip / 8}u);
-    if (row < P.rows && column < P.columns) { store_strip(((id.z * P.rows + row) * P.columns + column) / 8u, strip0 + 8u * n, aFactor, bFactor); }
+    if (row < P.rows && column < P.columns) { store_strip(((id.z * P.rows + row) * P.columns + column) / 8u, strip0 + 2u * n, aFactor, bFactor); }
   }`,
       )
       .join("\n"),
   )}
 }
 
-fn result(at: u32, aFactor: f32, bFactor: f32) -> vec2f {
+fn results(at: u32, aFactor: f32, bFactor: f32) -> vec4f {
   // Twice, since the product of both powers may leave the range of f32.
-  ${scaled ? "return vec2f(strips[at], strips[at + 1u]) / aFactor / bFactor;" : "return vec2f(strips[at], strips[at + 1u]);"}
+  ${scaled ? "return bitcast<vec4f>(tiles[at]) / aFactor / bFactor;" : "return bitcast<vec4f>(tiles[at]);"}
 }
 fn store_strip(to: u32, strip: u32, aFactor: f32, bFactor: f32) {
-  let x = result(strip, aFactor, bFactor);
-  let y = result(strip + 2u, aFactor, bFactor);
-  let z = result(strip + 4u, aFactor, bFactor);
-  let w = result(strip + 6u, aFactor, bFactor);
+  let low = results(strip, aFactor, bFactor);
+  let high = results(strip + 1u, aFactor, bFactor);
   ${
     out === "f32"
-      ? "store4_out(2u * to, bitcast<vec4u>(vec4f(x, y))); store4_out(2u * to + 1u, bitcast<vec4u>(vec4f(z, w)));"
-      : `store4_out(to, vec4u(word_of(x), word_of(y), word_of(z), word_of(w)));`
+      ? "store4_out(2u * to, bitcast<vec4u>(low)); store4_out(2u * to + 1u, bitcast<vec4u>(high));"
+      : `store4_out(to, vec4u(word_of(low.xy), word_of(low.zw), word_of(high.xy), word_of(high.zw)));`
   }
 }
 ${out === "f16" ? "fn word_of(two: vec2f) -> u32 { return bitcast<u32>(vec2<f16>(two)); }" : ""}

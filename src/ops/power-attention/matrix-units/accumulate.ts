@@ -54,7 +54,7 @@ const body = (tiles: PowerTiles, columns: number, degree: number, xOctets: numbe
         let group = n / STEPS;
         let row = row0 + base + token;
         let weight = f16(exp2(FEATURE_EXPONENT) * load_tokens(4u * row + 3u));
-        make_group(row, weight, id.x * GROUPS + group, token * PHI_STRIDE + 8u * group);
+        make_octets(row, weight, 8u * (id.x * GROUPS + group), 8u, token * PHI_STRIDE + 8u * group);
       }`;
   const higher = accumulateHigher(degree, xOctets, steps * groups, steps, lanes);
   const fetch = `${ahead ? fetchFeatures : ""}${higher?.fetch ?? ""}

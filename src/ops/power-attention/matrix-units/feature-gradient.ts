@@ -30,11 +30,11 @@ const body = (tiles: PowerTiles, degree: number, xOctets: number, yOctets: numbe
   return `${matrices(tiles)}
 const TOKENS = DOWN * SUBGROUP;
 const WIDTH = X_OCTETS * 8;
-const SCORE_STRIDE = 65;
+const SCORE_STRIDE = 17; // times four
 const DX_STRIDE = WIDTH + 1;
 var<workgroup> part: array<vec4u, 64 * S_STRIDE>;
 var<workgroup> sums: array<vec4f, 16>;
-var<workgroup> changes: array<f32, TOKENS * SCORE_STRIDE>;
+var<workgroup> changes: array<vec4f, TOKENS * SCORE_STRIDE>;
 var<workgroup> dx: array<f32, TOKENS * DX_STRIDE>;
 
 ${HALVES}${EXPONENTS}${functions}
@@ -83,8 +83,8 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
       8,
       (k) => `{
       let word = word_${k};
-      let a = vec4f(${[0, 1, 2, 3].map((j) => `changes[at + ${8 * k + j}u]`).join(", ")}) + ysum * sums[${2 * k}];
-      let b = vec4f(${[4, 5, 6, 7].map((j) => `changes[at + ${8 * k + j}u]`).join(", ")}) + ysum * sums[${2 * k + 1}];
+      let a = changes[at + ${2 * k}u] + ysum * sums[${2 * k}];
+      let b = changes[at + ${2 * k + 1}u] + ysum * sums[${2 * k + 1}];
       ${octet}
     }`,
     )}

@@ -50,9 +50,9 @@ let words_low${suffix} = load4_octets(2u * (${group}));
 let words_high${suffix} = load4_octets(2u * (${group}) + 1u);
 ${each(8, (k) => `let word_${k}${suffix} = words_${k < 4 ? "low" : "high"}${suffix}.${"xyzw"[k % 4]};`)}`;
 
-/** Eight octets of features to phi[at] …; all of a group's share `octet` of x. */
-const makeHigher = (token: string, octet: string, weight: string, at: string, suffix = "") =>
-  each(8, (k) => `phi[${at} + ${k}u] = times(${octet}, prefix(${token}, word_${k}${suffix}, ${weight}));`);
+/** Octets of features to phi[at] …, of the words word_0 … with `suffix`; all of a group's share `octet` of x. */
+const makeHigher = (token: string, octet: string, weight: string, at: string, suffix = "", count = 8) =>
+  each(count, (k) => `phi[${at} + ${k}u] = times(${octet}, prefix(${token}, word_${k}${suffix}, ${weight}));`);
 
 /**
  * What accumulate makes features with: rows of x come ahead too, and into workgroup memory while features of those before
@@ -95,9 +95,9 @@ export function accumulateHigher(degree: number, octets: number, size: number, s
 
 /**
  * What read makes features with: a workgroup keeps its tokens' rows in its memory all along, a lane in registers the octet that
- * many groups share.
+ * many groups share. Half a group at a time, to phi[phiAt_k] … for the lane's k-th token.
  */
-export function readHigher(degree: number, octets: number, tokens: number, lanes: number) {
+export function readHigher(degree: number, octets: number, tokens: number, lanes: number, atOnce: 4) {
   if (degree < 3) return undefined;
   const turns = Math.ceil(tokens / lanes);
   const n = (k: number) => `(lane + ${k * lanes}u)`;
@@ -111,17 +111,14 @@ export function readHigher(degree: number, octets: number, tokens: number, lanes
   var block = 0xffffffffu;
   ${each(turns, (k) => `var octet_${k} = vec4u(0);`)}`,
     fetch: "",
-    make: `${groupWords("group")}
+    make: (half: number) => `let words = load4_octets(2u * group + ${half}u);
+    ${each(atOnce, (k) => `let word_${k} = words.${"xyzw"[k]};`)}
     if (word_0 >> 24u != block) {
       block = word_0 >> 24u;
       ${each(turns, (k) => `octet_${k} = load4_x(${row(n(k))} * X_OCTETS + block);`)}
     }
     ${each(turns, (k) =>
-      within(
-        k,
-        `{ let at = ${n(k)} * PHI_STRIDE;
-      ${makeHigher(n(k), `octet_${k}`, "f16(exp2(FEATURE_EXPONENT))", "at")} }`,
-      ),
+      within(k, makeHigher(n(k), `octet_${k}`, "f16(exp2(FEATURE_EXPONENT))", `phiAt_${k}`, "", atOnce)),
     )}`,
   };
 }

@@ -8,11 +8,21 @@ import type { Levels } from "./levels.js";
 import { chunkRows, type Packed } from "./pack.js";
 import { GRADIENT_EXPONENT, POWER, WEIGHT_EXPONENT } from "./pairs.js";
 import { declareLifts, letLift, looks, measure, whileMeasuring } from "./pairs-range.js";
-import { keepRows, octetOf, scoreAll, spread, storeRows, tilesAhead } from "./pairs-text.js";
+import {
+  inPlaceOf,
+  keepRows,
+  octetOf,
+  scoreAll,
+  spread,
+  storeRows,
+  takeScores,
+  tilesAhead,
+  WEIGHT_PLACE,
+} from "./pairs-text.js";
 import { HALVES, SEEN } from "./text.js";
 import { type PowerTiles, powerConstants } from "./tiles.js";
 
-const SHARED = `${HALVES}${POWER}${SEEN}
+const SHARED = `${HALVES}${POWER}${SEEN}${WEIGHT_PLACE}
 // A gradient of a sum of weights, in two halves.
 fn whole(word: u32) -> f32 { return f32(halves(word).x) + f32(halves(word).y); }
 // How far a change of a weight falls short of the largest that there is of packed vectors, in powers of two.
@@ -21,11 +31,11 @@ fn change_gap(change: f32) -> f32 { return select(5.0 - log2(abs(change)), 1e30,
 
 /** Adds up what lanes of a row have, when all tiles are done, in memory that is free then. */
 const storeFlow = (value: string) => `workgroupBarrier();
-      changes[lane] = ${value};
+      changes[lane] = vec4u(bitcast<u32>(${value}));
       workgroupBarrier();
       if (lane < ROWS && first + lane < CHUNK_ROWS) {
         var total = 0.0;
-        for (var n = lane; n < LANES; n += ROWS) { total += changes[n]; }
+        for (var n = lane; n < LANES; n += ROWS) { total += bitcast<f32>(changes[n].x); }
         store_flow(row0 + first + lane, total);
       }`;
 
@@ -75,27 +85,29 @@ const queriesBody = (tiles: PowerTiles, { xOctets, yOctets, sumAt }: Sizes) => {
       workgroupBarrier();
       for (var n = lane; n < ROWS * WEIGHT_OCTETS; n += LANES) {
         let octet = n / ROWS;
-        let at = row * SCORE_STRIDE + 8u * octet;
+        let at = row * SCORE_STRIDE + 2u * octet;
+        ${takeScores("score", "scores")}
+        ${takeScores("change", "changes")}
         let ends = seen(first + row - now - 8u * octet);
         ${whileMeasuring(
           measure(
             "lifts",
             (k) => `${k}u < ends`,
             (k) =>
-              `strongest - keyLevels[8u * octet + ${k}u] + fall(scores[at + ${k}u], DEGREE - 1u) + change_gap(changes[at + ${k}u] + dsum)`,
+              `strongest - keyLevels[8u * octet + ${k}u] + fall(score_${k}, DEGREE - 1u) + change_gap(change_${k} + dsum)`,
           ),
         )}
 ${each(
   8,
   (k) =>
-    `let g_${k} = select(0.0, (changes[at + ${k}u] + dsum) * power(scores[at + ${k}u], DEGREE - 1u) * exp2(keyLevels[8u * octet + ${k}u] - most), ${k}u < ends);
-        flow += g_${k} * scores[at + ${k}u];`,
+    `let g_${k} = select(0.0, (change_${k} + dsum) * power(score_${k}, DEGREE - 1u) * exp2(keyLevels[8u * octet + ${k}u] - most), ${k}u < ends);
+        flow += g_${k} * score_${k};`,
 )}
-        weights[row * WEIGHT_STRIDE + octet] = ${octetOf("g")};
+        scores[row * SCORE_STRIDE + weight_place(octet)] = ${octetOf("g")};
       }
       workgroupBarrier();
       for (var step = 0u; step < OTHERS; step += MATRIX_K) {
-        ${spread("dq", "weights", "keys", "X_STRIDE", own, columns, tiles)}
+        ${spread("dq", inPlaceOf("scores"), "keys", "X_STRIDE", own, columns, tiles)}
       }
       if (key0 >= end) { break; }
     }`;
@@ -109,13 +121,11 @@ ${each(
   return `${matrices(tiles)}
 const LANES = DOWN * SUBGROUP;
 const OWN_ROWS = ROWS / DOWN;
-const SCORE_STRIDE = OTHERS + 1;
 const WEIGHT_OCTETS = OTHERS / 8;
 var<workgroup> keys: array<vec4u, OTHERS * X_STRIDE>;
 var<workgroup> values: array<vec4u, OTHERS * Y_STRIDE>;
-var<workgroup> scores: array<f32, ROWS * SCORE_STRIDE>;
-var<workgroup> changes: array<f32, ROWS * SCORE_STRIDE>;
-var<workgroup> weights: array<vec4u, ROWS * WEIGHT_STRIDE>;
+var<workgroup> scores: array<vec4u, ROWS * SCORE_STRIDE>; // four f32 each, and then weights
+var<workgroup> changes: array<vec4u, ROWS * SCORE_STRIDE>;
 var<workgroup> keyLevels: array<f32, OTHERS>;
 ${SHARED}${declareLifts(["lifts"])}
 @compute @workgroup_size(LANES)
@@ -190,39 +200,41 @@ const keysBody = (tiles: PowerTiles, { xOctets, yOctets, sumAt }: Sizes) => {
       workgroupBarrier();
       for (var n = lane; n < ROWS * WEIGHT_OCTETS; n += LANES) {
         let octet = n / ROWS;
-        let at = row * SCORE_STRIDE + 8u * octet;
+        let at = row * SCORE_STRIDE + 2u * octet;
+        ${takeScores("score", "scores")}
+        ${takeScores("change", "changes")}
         let place = now + 8u * octet - first - row; // of the octet's first query after the row; beyond 2^31 where it is before
         let begins = select(0u, min(0u - place, 8u), place >= 0x80000000u);
         ${whileMeasuring(
           `${measure(
             "lifts",
             (k) => `${k}u >= begins`,
-            (k) => `strongest - queryLevels[8u * octet + ${k}u] + fall(scores[at + ${k}u], DEGREE)`,
+            (k) => `strongest - queryLevels[8u * octet + ${k}u] + fall(score_${k}, DEGREE)`,
           )}
           ${measure(
             "pullLifts",
             (k) => `${k}u >= begins`,
             (k) =>
-              `strongest - queryLevels[8u * octet + ${k}u] + fall(scores[at + ${k}u], DEGREE - 1u) + change_gap(changes[at + ${k}u] + dsums[8u * octet + ${k}u])`,
+              `strongest - queryLevels[8u * octet + ${k}u] + fall(score_${k}, DEGREE - 1u) + change_gap(change_${k} + dsums[8u * octet + ${k}u])`,
           )}`,
         )}
 ${each(
   8,
   (
     k,
-  ) => `let below_${k} = select(0.0, power(scores[at + ${k}u], DEGREE - 1u) * exp2(queryLevels[8u * octet + ${k}u] - most), ${k}u >= begins);
-        let w_${k} = below_${k} * scores[at + ${k}u];
-        let change_${k} = changes[at + ${k}u] + dsums[8u * octet + ${k}u];
-        let h_${k} = pull * below_${k} * change_${k};
-        flow += w_${k} * change_${k};`,
+  ) => `let below_${k} = select(0.0, power(score_${k}, DEGREE - 1u) * exp2(queryLevels[8u * octet + ${k}u] - most), ${k}u >= begins);
+        let w_${k} = below_${k} * score_${k};
+        let whole_${k} = change_${k} + dsums[8u * octet + ${k}u];
+        let h_${k} = pull * below_${k} * whole_${k};
+        flow += w_${k} * whole_${k};`,
 )}
-        weights[row * WEIGHT_STRIDE + octet] = ${octetOf("w")};
-        pulls[row * WEIGHT_STRIDE + octet] = ${octetOf("h")};
+        scores[row * SCORE_STRIDE + weight_place(octet)] = ${octetOf("w")};
+        changes[row * SCORE_STRIDE + weight_place(octet)] = ${octetOf("h")};
       }
       workgroupBarrier();
       for (var step = 0u; step < OTHERS; step += MATRIX_K) {
-        { ${spread("dv", "weights", "gradients", "Y_STRIDE", own, yColumns, tiles)} }
-        { ${spread("dk", "pulls", "queries", "X_STRIDE", own, xColumns, tiles)} }
+        { ${spread("dv", inPlaceOf("scores"), "gradients", "Y_STRIDE", own, yColumns, tiles)} }
+        { ${spread("dk", inPlaceOf("changes"), "queries", "X_STRIDE", own, xColumns, tiles)} }
       }
       if (query0 >= CHUNK_ROWS) { break; }
     }
@@ -250,14 +262,11 @@ ${each(
   return `${matrices(tiles)}
 const LANES = DOWN * SUBGROUP;
 const OWN_ROWS = ROWS / DOWN;
-const SCORE_STRIDE = OTHERS + 1;
 const WEIGHT_OCTETS = OTHERS / 8;
 var<workgroup> queries: array<vec4u, OTHERS * X_STRIDE>;
 var<workgroup> gradients: array<vec4u, OTHERS * Y_STRIDE>;
-var<workgroup> scores: array<f32, ROWS * SCORE_STRIDE>;
-var<workgroup> changes: array<f32, ROWS * SCORE_STRIDE>;
-var<workgroup> weights: array<vec4u, ROWS * WEIGHT_STRIDE>;
-var<workgroup> pulls: array<vec4u, ROWS * WEIGHT_STRIDE>;
+var<workgroup> scores: array<vec4u, ROWS * SCORE_STRIDE>; // four f32 each, and then weights
+var<workgroup> changes: array<vec4u, ROWS * SCORE_STRIDE>; // likewise
 var<workgroup> queryLevels: array<f32, OTHERS>;
 var<workgroup> dsums: array<f32, OTHERS>;
 ${SHARED}${declareLifts(["lifts", "pullLifts"])}
@@ -326,7 +335,7 @@ export function pairsGradients(
     Y_OCTETS: v.octets,
     Y_STRIDE: rowStride(v.octets),
     SUM_AT: sumAt,
-    WEIGHT_STRIDE: rowStride(others / 8),
+    SCORE_STRIDE: rowStride(others / 4),
     WEIGHT_EXPONENT,
     GRADIENT_EXPONENT,
     CHUNK_ROWS: chunkRows(plan),

@@ -65,7 +65,7 @@ export interface Result {
   binding: string;
   /** Elements of a row. */
   width: string;
-  /** An f32 tile in rows of SCORE_STRIDE that is free when all is summed. */
+  /** A tile in rows of SCORE_STRIDE times four f32 that is free when all is summed. */
   scrap: string;
   /** The column whose size tells: the sum of weights; without one, the largest of the first matrix. */
   sumColumn?: number;
@@ -139,7 +139,11 @@ const digest = (result: Result, own: number, { M }: PowerTiles) =>
 function size(result: Result): string {
   const { columns, scrap, sumColumn } = result;
   const { octet, width } = columns[telling(result)];
-  if (sumColumn !== undefined) return `let size = abs(${scrap}[n * SCORE_STRIDE + ${sumColumn - 8 * octet}u]);`;
-  return `var size = 0.0;
-      for (var c = 0u; c < ${width}u; c++) { size = max(size, abs(${scrap}[n * SCORE_STRIDE + c])); }`;
+  if (sumColumn !== undefined) {
+    const at = sumColumn - 8 * octet;
+    return `let size = abs(bitcast<f32>(${scrap}[n * SCORE_STRIDE + ${at >> 2}u].${"xyzw"[at % 4]}));`;
+  }
+  return `var most = vec4f(0);
+      for (var c = 0u; c < ${width / 4}u; c++) { most = max(most, abs(bitcast<vec4f>(${scrap}[n * SCORE_STRIDE + c]))); }
+      let size = max(max(most.x, most.y), max(most.z, most.w));`;
 }

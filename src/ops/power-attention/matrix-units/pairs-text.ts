@@ -24,8 +24,8 @@ export const keepRows = (name: string, binding: string, octets: string, own: num
   );
 
 /**
- * Products of kept rows with the vectors of a tile in workgroup memory, matrix by matrix, to `target`, in rows of SCORE_STRIDE
- * elements, which hold one f32 or four. `from`: the first of the vectors that are the subgroup's.
+ * Products of kept rows with the vectors of a tile in workgroup memory, matrix by matrix, to `target`, in rows of SCORE_STRIDE times
+ * four f32. `from`: the first of the vectors that are the subgroup's.
  */
 export const scoreAll = (
   kept: string,
@@ -36,7 +36,7 @@ export const scoreAll = (
   own: number,
   steps: number,
   tiles: Matrices,
-  { perElement = 1, from = "" }: { perElement?: 1 | 4; from?: string } = {},
+  from = "",
 ) =>
   columns
     .map(
@@ -46,11 +46,37 @@ export const scoreAll = (
     own,
     (i) => `var score_${i} = Result${width}();
   ${each(steps, (step) => `score_${i} = subgroupMatrixMultiplyAccumulate(${kept}_${i}_${step}, right_${step}, score_${i});`)}
-  subgroupMatrixStore<row_major>(&${target}, (ownRow + ${i * tiles.M}u) * SCORE_STRIDE + ${(octet * 8) / perElement}u${from ? ` + ${from} / ${perElement}u` : ""}, score_${i}, SCORE_STRIDE);`,
+  subgroupMatrixStore<row_major>(&${target}, (ownRow + ${i * tiles.M}u) * SCORE_STRIDE + ${octet * 2}u${from ? ` + ${from} / 4u` : ""}, score_${i}, SCORE_STRIDE);`,
   )}
 }`,
     )
     .join("\n");
+
+/** Eight scores of an octet, name_0 … name_7, where `at` is the place of the first four. */
+export const takeScores = (name: string, scores: string) => `let ${name}_low = bitcast<vec4f>(${scores}[at]);
+  let ${name}_high = bitcast<vec4f>(${scores}[at + 1u]);
+  ${each(8, (k) => `let ${name}_${k} = ${name}_${k < 4 ? "low" : "high"}.${"xyzw"[k % 4]};`)}`;
+
+/**
+ * Weights lie where the scores were that they are made from: what a lane makes of an octet of scores, 32 bytes, takes 16 of these,
+ * and the two octets of a matrix's steps are neighbours. Workgroup memory is what limits how many workgroups run at once.
+ */
+export const WEIGHT_PLACE = `
+fn weight_place(octet: u32) -> u32 { return octet / 2u * 4u + 1u + octet % 2u; }
+`;
+
+interface Weights {
+  array: string;
+  stride: string;
+  /** Of a row's weights from `step` on, after the row's own place. */
+  at: string;
+}
+
+export const inPlaceOf = (scores: string): Weights => ({
+  array: scores,
+  stride: "SCORE_STRIDE",
+  at: "weight_place(step / 8u)",
+});
 
 /**
  * name_i_j += weights × vectors of a tile, where `weights` holds [rows × others] and the tile [others × columns]. `from`: the
@@ -58,7 +84,7 @@ export const scoreAll = (
  */
 export const spread = (
   name: string,
-  weights: string,
+  weights: Weights,
   tile: string,
   stride: string,
   own: number,
@@ -70,7 +96,7 @@ export const spread = (
     own,
     columns,
     (i) =>
-      `subgroupMatrixLoad<Left, row_major>(&${weights}, (ownRow + ${i * tiles.M}u) * WEIGHT_STRIDE + step / 8u, WEIGHT_STRIDE)`,
+      `subgroupMatrixLoad<Left, row_major>(&${weights.array}, (ownRow + ${i * tiles.M}u) * ${weights.stride} + ${weights.at}, ${weights.stride})`,
     ({ octet, width }) =>
       `subgroupMatrixLoad<Right${width}, row_major>(&${tile}, step * ${stride} + ${octet}u + ${from}, ${stride})`,
     name,

@@ -7,7 +7,17 @@ import type { SequencePlan } from "../contract.js";
 import type { Levels } from "./levels.js";
 import { chunkRows, type Packed, valueOctets } from "./pack.js";
 import { declareLifts, letLift, looks, measure, whileMeasuring } from "./pairs-range.js";
-import { keepRows, octetOf, scoreAll, spread, storeRows, tilesAhead } from "./pairs-text.js";
+import {
+  inPlaceOf,
+  keepRows,
+  octetOf,
+  scoreAll,
+  spread,
+  storeRows,
+  takeScores,
+  tilesAhead,
+  WEIGHT_PLACE,
+} from "./pairs-text.js";
 import { HALVES, SEEN } from "./text.js";
 import { type PowerTiles, powerConstants } from "./tiles.js";
 
@@ -62,25 +72,26 @@ const body = (tiles: PowerTiles, xOctets: number, columns: number, sumAt: number
       workgroupBarrier();
       for (var n = lane; n < ROWS * WEIGHT_OCTETS; n += LANES) {
         let octet = n / ROWS;
-        let at = row * SCORE_STRIDE + 8u * octet;
+        let at = row * SCORE_STRIDE + 2u * octet;
+        ${takeScores("score", "scores")}
         let ends = seen(first + row - now - 8u * octet);
         ${whileMeasuring(
           measure(
             "lifts",
             (k) => `${k}u < ends`,
-            (k) => `strongest - keyLevels[8u * octet + ${k}u] + fall(scores[at + ${k}u], DEGREE)`,
+            (k) => `strongest - keyLevels[8u * octet + ${k}u] + fall(score_${k}, DEGREE)`,
           ),
         )}
 ${each(
   8,
   (k) =>
-    `let w_${k} = select(0.0, power(scores[at + ${k}u], DEGREE) * exp2(keyLevels[8u * octet + ${k}u] - most), ${k}u < ends);`,
+    `let w_${k} = select(0.0, power(score_${k}, DEGREE) * exp2(keyLevels[8u * octet + ${k}u] - most), ${k}u < ends);`,
 )}
-        weights[row * WEIGHT_STRIDE + octet] = ${octetOf("w")};
+        scores[row * SCORE_STRIDE + weight_place(octet)] = ${octetOf("w")};
       }
       workgroupBarrier();
       for (var step = 0u; step < KEYS; step += MATRIX_K) {
-        ${spread("sum", "weights", "values", "V_STRIDE", own, valueMatrices, tiles)}
+        ${spread("sum", inPlaceOf("scores"), "values", "V_STRIDE", own, valueMatrices, tiles)}
       }
       if (key0 >= end) { break; }
     }`;
@@ -95,15 +106,13 @@ ${each(
 const LANES = DOWN * SUBGROUP;
 const OWN_ROWS = ROWS / DOWN;
 const V_OCTETS = COLUMNS / 8;
-const SCORE_STRIDE = KEYS + 1;
 const WEIGHT_OCTETS = KEYS / 8;
 var<workgroup> keys: array<vec4u, KEYS * X_STRIDE>;
 var<workgroup> values: array<vec4u, KEYS * V_STRIDE>;
-var<workgroup> scores: array<f32, ROWS * SCORE_STRIDE>;
-var<workgroup> weights: array<vec4u, ROWS * WEIGHT_STRIDE>;
+var<workgroup> scores: array<vec4u, ROWS * SCORE_STRIDE>; // four f32 each, and then weights
 var<workgroup> keyLevels: array<f32, KEYS>;
 
-${HALVES}${POWER}${SEEN}${declareLifts(["lifts"])}
+${HALVES}${POWER}${SEEN}${WEIGHT_PLACE}${declareLifts(["lifts"])}
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
         @builtin(local_invocation_index) lane: u32) {
@@ -144,7 +153,7 @@ export function pairs(plan: SequencePlan, tiles: PowerTiles, q: Packed, k: Packe
       X_OCTETS: q.octets,
       X_STRIDE: rowStride(q.octets),
       V_STRIDE: rowStride(v.octets),
-      WEIGHT_STRIDE: rowStride(tileKeys / 8),
+      SCORE_STRIDE: rowStride(tileKeys / 4),
       WEIGHT_EXPONENT,
       COLUMNS: columns,
       SUM_AT: sumAt,

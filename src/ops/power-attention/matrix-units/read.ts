@@ -4,6 +4,7 @@ import type { KernelSource } from "../../../devices/webgpu/kernel.js";
 import {
   columnMatrices,
   declareSums,
+  foldedRows,
   matrices,
   multiplyAdd,
   rowStride,
@@ -12,12 +13,17 @@ import {
 } from "../../../devices/webgpu/matrix-text.js";
 import { empty, type Tensor } from "../../../tensor/tensor.js";
 import type { SequencePlan } from "../contract.js";
+import { OCTET } from "./features.js";
 import { readHigher } from "./higher-features.js";
 import { chunkRows, type Packed } from "./pack.js";
 import { LINE_AND_STATE } from "./text.js";
 import { MAKE_FEATURES, type PowerTiles, powerConstants } from "./tiles.js";
 
-/** φ(x_t)ᵀ s of a token's chunk: [tokens × features] by [features × columns], 64 features at a time, made as needed. */
+/** Octets of features that are made and multiplied at once: half a group. */
+const OCTETS_AT_ONCE = 4;
+const FEATURES_AT_ONCE = OCTETS_AT_ONCE * OCTET;
+
+/** φ(x_t)ᵀ s of a token's chunk: [tokens × features] by [features × columns], 32 features at a time, made as needed. */
 const body = (tiles: PowerTiles, columns: number, degree: number, xOctets: number) => {
   const { tokens, down, across } = tiles.read;
   const own = tokens / (down * tiles.M);
@@ -26,18 +32,27 @@ const body = (tiles: PowerTiles, columns: number, degree: number, xOctets: numbe
   const lanes = down * across * tiles.subgroupSize;
   const part = tileAhead(
     "part",
-    { lines: 64, octets: columns / 8, stride: rowStride(columns / 8), lanes },
+    { lines: FEATURES_AT_ONCE, octets: columns / 8, stride: rowStride(columns / 8), lanes },
     (n) => `load4_s(s0 + ${n})`,
   );
+  const phi = foldedRows(OCTETS_AT_ONCE, tiles.M);
   // Rows beyond the chunk repeat its last: nothing is stored for them.
   const inChunk = (n: string) => `min(token0 + ${n}, CHUNK_ROWS - 1u)`;
-  const general = `for (var n = lane; n < TOKENS; n += LANES) {
-      make_group(row0 + ${inChunk("n")}, f16(exp2(FEATURE_EXPONENT)), group, n * PHI_STRIDE);
-    }`;
-  // At degree 2 groups are pairs of blocks, low up to high; a lane keeps its tokens' high block and fetches the next low one ahead.
   const ownTokens = Math.ceil(tokens / lanes);
   const n = (k: number) => `lane + ${k * lanes}u`;
   const within = (k: number, text: string) => ((k + 1) * lanes <= tokens ? text : `if (${n(k)} < TOKENS) { ${text} }`);
+  const general = {
+    begin: "",
+    fetch: "",
+    make: (half: number) =>
+      each(ownTokens, (k) =>
+        within(
+          k,
+          `make_octets(row0 + ${inChunk(n(k))}, f16(exp2(FEATURE_EXPONENT)), 8u * group + ${half * OCTETS_AT_ONCE}u, ${OCTETS_AT_ONCE}u, phiAt_${k});`,
+        ),
+      ),
+  };
+  // At degree 2 groups are pairs of blocks, low up to high; a lane keeps its tokens' high block and fetches the next low one ahead.
   const square = {
     begin: `var lowAt = 0u;
   var highAt = 0u;
@@ -54,20 +69,43 @@ const body = (tiles: PowerTiles, columns: number, degree: number, xOctets: numbe
         ${each(ownTokens, (k) => `high_${k} = load4_x(place_${k} + highAt);`)}
       }
       ${each(ownTokens, (k) => `low_${k} = load4_x(place_${k} + lowAt);`)}`,
-    make: each(ownTokens, (k) =>
-      within(k, `make_square(low_${k}, high_${k}, f16(exp2(FEATURE_EXPONENT)), (${n(k)}) * PHI_STRIDE);`),
-    ),
+    make: (half: number) =>
+      each(ownTokens, (k) =>
+        within(
+          k,
+          `make_half_square(low_${k}.${half === 0 ? "xy" : "zw"}, high_${k}, f16(exp2(FEATURE_EXPONENT)), phiAt_${k});`,
+        ),
+      ),
   };
-  const features =
-    degree === 2 ? square : (readHigher(degree, xOctets, tokens, lanes) ?? { begin: "", fetch: "", make: general });
+  const features = degree === 2 ? square : (readHigher(degree, xOctets, tokens, lanes, OCTETS_AT_ONCE) ?? general);
+  const turn = (half: number) => `{
+    workgroupBarrier();
+    ${part.keep}
+    ${features.make(half)}
+    workgroupBarrier();
+    // The last once more, rather than a branch: lanes would wait at its end for what was fetched.
+    s0 += ${half === 0 ? "PART" : "select(0u, PART, 64u * group + 64u < P.features)"};
+    ${part.fetch}
+    ${half === 0 ? "" : features.fetch}
+    for (var step = 0u; step < ${FEATURES_AT_ONCE}u; step += MATRIX_K) {
+      ${multiplyAdd(
+        own,
+        matricesAcross,
+        (i) =>
+          `subgroupMatrixLoad<Left, row_major>(&phi, ownRow / 2u * ${phi.stride}u + ${phi.placeOf(i * tiles.M)}u + step / 8u, ${phi.stride}u)`,
+        ({ octet, width }) =>
+          `subgroupMatrixLoad<Right${width}, row_major>(&part, step * S_STRIDE + ownColumn / 8u + ${octet}u, S_STRIDE)`,
+      )}
+    }
+  }`;
   return `${matrices(tiles)}
 const LANES = DOWN * ACROSS * SUBGROUP;
-const PHI_STRIDE = 9;
 const OCTETS = COLUMNS / 8;
+const PART = ${FEATURES_AT_ONCE}u * OCTETS;
 const OWN_ROWS = TOKENS / DOWN;
 const OWN_COLUMNS = COLUMNS / ACROSS;
-var<workgroup> phi: array<vec4u, TOKENS * PHI_STRIDE>;
-var<workgroup> part: array<vec4u, 64 * S_STRIDE>;
+var<workgroup> phi: array<vec4u, ${phi.size(tokens)}>;
+var<workgroup> part: array<vec4u, ${FEATURES_AT_ONCE} * S_STRIDE>;
 ${"functions" in features ? features.functions : MAKE_FEATURES}
 
 @compute @workgroup_size(LANES)
@@ -83,25 +121,10 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   ${features.begin}
   ${part.declare}
   ${part.fetch}
+  ${each(ownTokens, (k) => `let phiAt_${k} = ${phi.place(n(k))};`)}
   for (var group = 0u; group < P.features / 64u; group++) {
-    workgroupBarrier();
-    ${part.keep}
-    ${features.make}
-    workgroupBarrier();
-    // The last once more, rather than a branch: lanes would wait at its end for what was fetched.
-    s0 += select(0u, 64u * OCTETS, 64u * group + 64u < P.features);
-    ${part.fetch}
-    ${features.fetch}
-    for (var step = 0u; step < 64u; step += MATRIX_K) {
-      ${multiplyAdd(
-        own,
-        matricesAcross,
-        (i) =>
-          `subgroupMatrixLoad<Left, row_major>(&phi, (ownRow + ${i * tiles.M}u) * PHI_STRIDE + step / 8u, PHI_STRIDE)`,
-        ({ octet, width }) =>
-          `subgroupMatrixLoad<Right${width}, row_major>(&part, step * S_STRIDE + ownColumn / 8u + ${octet}u, S_STRIDE)`,
-      )}
-    }
+    ${turn(0)}
+    ${turn(1)}
   }
   ${storeSums(
     own,

@@ -5,9 +5,9 @@ import { octetsAtOnce, squareDown } from "../../../devices/webgpu/legal-tiles.js
 import {
   columnMatrices,
   declareSums,
+  foldedRows,
   matrices,
   multiplyAdd,
-  rowStride,
   storeSums,
 } from "../../../devices/webgpu/matrix-text.js";
 import { empty, type Tensor } from "../../../tensor/tensor.js";
@@ -32,23 +32,25 @@ interface Shape {
  * where a = b. For one b at a time, [tokens × e] made as x_b · y by [e × a], a gather of the state's features {a, b}.
  */
 const body = (tiles: PowerTiles, { down, tokens, width, inner, parts }: Shape, blocks: number) => {
-  const { M, subgroupSize } = tiles;
+  const { M, wide, subgroupSize } = tiles;
   const own = (tokens * subgroupSize) / M;
   const columns = columnMatrices(width, tiles);
   const lanes = down * subgroupSize;
-  const stride = rowStride(inner);
+  const products = foldedRows(inner, M);
+  const part = foldedRows(inner, wide);
   const gathers = Math.ceil((width * inner) / lanes);
   const n = (k: number) => `(lane + ${k * lanes}u)`;
   const within = (k: number, text: string) =>
     (k + 1) * lanes <= width * inner ? text : `if (${n(k)} < ${width * inner}u) { ${text} }`;
   const padded = width > blocks * OCTET;
   const perToken = (text: (k: number) => string) => each(tokens, text);
-  const product = (k: number, octet: number) => `products[ownPlace + ${k * subgroupSize * stride + octet}u]`;
+  const product = (k: number, octet: number) => `products[ownPlace + ${products.placeOf(k * subgroupSize) + octet}u]`;
   // Lanes keep a and the octet; features {a, b} are apart by a constant for b up to a, and where b is larger by another.
   const begin = each(
     gathers,
     (k) => `let a_${k} = ${n(k)} / ${inner}u;
   let octet_${k} = ${n(k)} % ${inner}u;
+  let keptAt_${k} = ${part.place(`a_${k}`)} + octet_${k};
   let below_${k} = (state * P.features + feature(a_${k}, 0u)) * Y_OCTETS + octet_${k};
   let above_${k} = (state * P.features + 8u * a_${k}) * Y_OCTETS + octet_${k};`,
   );
@@ -61,17 +63,14 @@ const body = (tiles: PowerTiles, { down, tokens, width, inner, parts }: Shape, b
         ),
       )}`;
   const keep = each(gathers, (k) =>
-    within(
-      k,
-      `part_of_state[${n(k)} / ${inner}u * ${stride}u + ${n(k)} % ${inner}u] = times(next_${k}, select(1.0h, 2.0h, a_${k} == b));`,
-    ),
+    within(k, `part_of_state[keptAt_${k}] = times(next_${k}, select(1.0h, 2.0h, a_${k} == b));`),
   );
   return `${matrices(tiles)}
 const LANES = ${lanes};
 const TOKENS = ${lanes * tokens}u;
 const WIDTH = ${width}u;
-var<workgroup> products: array<vec4u, TOKENS * ${stride}>;
-var<workgroup> part_of_state: array<vec4u, WIDTH * ${stride}u>;
+var<workgroup> products: array<vec4u, ${products.size(lanes * tokens)}>;
+var<workgroup> part_of_state: array<vec4u, ${part.size(width)}>;
 
 ${HALVES}
 // Where feature {high, low} is: octets of high's block come together, one for each low up to its end.
@@ -84,7 +83,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   let first = id.x * TOKENS;
   let row0 = line * CHUNK_ROWS;
   let ownRow = (lane / SUBGROUP) * ${tokens * subgroupSize}u;
-  let ownPlace = (ownRow + lane % SUBGROUP) * ${stride}u;
+  let ownPlace = ${products.place("ownRow + lane % SUBGROUP")};
   ${perToken(
     (k) => `let row_${k} = row0 + min(first + ownRow + lane % SUBGROUP + ${k * subgroupSize}u, CHUNK_ROWS - 1u);`,
   )}
@@ -117,16 +116,18 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
       if (more) {
         ${fetch}
       }
-      for (var step = 0u; step < ${inner * OCTET}u; step += MATRIX_K) {
+      ${each(
+        (inner * OCTET) / tiles.K,
+        (k) => `{ const step = ${k * tiles.K}u;
         ${multiplyAdd(
           own,
           columns,
           (i) =>
-            `subgroupMatrixLoad<Left, row_major>(&products, (ownRow + ${i * M}u) * ${stride}u + step / 8u, ${stride}u)`,
+            `subgroupMatrixLoad<Left, row_major>(&products, ownRow / 2u * ${products.stride}u + ${products.placeOf(i * M)}u + step / 8u, ${products.stride}u)`,
           ({ octet, width: N }) =>
-            `subgroupMatrixLoad<Right${N}, col_major>(&part_of_state, ${octet * OCTET}u * ${stride}u + step / 8u, ${stride}u)`,
-        )}
-      }
+            `subgroupMatrixLoad<Right${N}, col_major>(&part_of_state, ${part.placeOf(octet * OCTET)}u + step / 8u, ${part.stride}u)`,
+        )} }`,
+      )}
       if (!more) { break; }
     }
   }

@@ -71,7 +71,7 @@ export function squareSums(plan: SequencePlan, tiles: PowerTiles, x: Packed, z: 
   const device = webgpuDevice(x.values);
   const rows = x.values.shape[0];
   const lines = rows / chunkRows(plan);
-  const { down } = tiles.square;
+  const down = tiles.square.down * tiles.square.tokens;
   const source: KernelSource = {
     name: "square-sums",
     constants: {

@@ -56,26 +56,26 @@ export function powerTiles(
     ? {
         ...{ ...matrices, stepMultiple, columnMultiple: OCTET },
         accumulate: { groups: 1, steps: 32, down: 4, across: 1 },
-        read: { tokens: 32, down: 4, across: 1 },
+        read: { tokens: 32, down: 2, across: 1 },
         pairs: { rows: 32, keys: 16, down: 4 },
         pairsQueries: { rows: 16, keys: 16, down: 2 },
         pairsKeys: { rows: 16, queries: 16, down: 2 },
         gradient: { down: 2 },
-        square: { down: 2, tokens: 1, octets: 8 },
+        square: { down: 2, tokens: 2, octets: 4 },
       }
     : {
         ...{ ...matrices, stepMultiple, columnMultiple: large ? 2 * OCTET : OCTET },
-        accumulate: { groups: 4, steps: 32, down: 4, across: large ? 2 : 1 },
-        read: large ? { tokens: 128, down: 4, across: 2 } : { tokens: 256, down: 8, across: 1 },
+        accumulate: large ? { groups: 2, steps: 32, down: 2, across: 2 } : { groups: 4, steps: 32, down: 4, across: 1 },
+        read: large ? { tokens: 128, down: 2, across: 2 } : { tokens: 256, down: 4, across: 1 },
         pairs: { rows: 64, keys: 16, down: 4 },
         pairsQueries: { rows: 64, keys: 16, down: 4 },
         pairsKeys: { rows: 64, queries: 16, down: 4 },
         gradient: { down: Math.max(headDim, valueDim) > 64 ? 1 : 2 },
-        square: { down: 8, tokens: 1, octets: 8 },
+        square: { down: 4, tokens: headDim > 64 ? 1 : 2, octets: 4 },
       };
   if (!played && degree > 2) {
     // Rows of x take workgroup memory beside the tiles.
-    Object.assign(tiles.read, large || headDim > 64 ? { tokens: 64, down: 4 } : { tokens: 128, down: 4 });
+    Object.assign(tiles.read, large || headDim > 64 ? { tokens: 64, down: 2 } : { tokens: 128, down: 4 });
     Object.assign(tiles.gradient, { down: headDim > 32 ? 1 : 2 });
   }
   const sizes = tileSizes(headDim, valueDim, degree, tiles);
@@ -108,21 +108,26 @@ export function powerConstants(tiles: PowerTiles): Record<string, number> {
 }
 
 /**
- * Eight octets of features of a packed row of x, weighted, to phi[at] … phi[at + 7]. At degree 1 by group, \`make_group(row, weight,
- * group, at)\`, which needs bindings x (f16, vectors) and octets (i32) and X_OCTETS; at degree 2 by blocks of x, \`make_square\`.
+ * Octets of features of a packed row of x, weighted, to phi[at] …. At degree 1 `count` of them by their place in the table,
+ * `make_octets(row, weight, first, count, at)`, which needs bindings x (f16, vectors) and octets (i32) and X_OCTETS; at degree 2 by
+ * blocks of x, `make_square` and, of four elements of the first, `make_half_square`.
  */
-export const MAKE_FEATURES = `${HALVES}// All prefixes of a block of x, times one octet.
-fn make_square(first: vec4u, octet: vec4u, weight: f16, at: u32) {
+export const MAKE_FEATURES = `${HALVES}// All prefixes of half a block of x, times one octet.
+fn make_half_square(first: vec2u, octet: vec4u, weight: f16, at: u32) {
 ${each(
-  4,
-  (k) => `  let pair_${k} = halves(first.${"xyzw"[k]}) * weight;
+  2,
+  (k) => `  let pair_${k} = halves(first.${"xy"[k]}) * weight;
   phi[at + ${2 * k}u] = times(octet, pair_${k}.x);
   phi[at + ${2 * k + 1}u] = times(octet, pair_${k}.y);`,
 )}
 }
-fn make_group(row: u32, weight: f16, group: u32, at: u32) {
-  for (var k = 0u; k < 8u; k++) {
-    let word = bitcast<u32>(load_octets(8u * group + k));
+fn make_square(first: vec4u, octet: vec4u, weight: f16, at: u32) {
+  make_half_square(first.xy, octet, weight, at);
+  make_half_square(first.zw, octet, weight, at + 4u);
+}
+fn make_octets(row: u32, weight: f16, first: u32, count: u32, at: u32) {
+  for (var k = 0u; k < count; k++) {
+    let word = bitcast<u32>(load_octets(first + k));
     phi[at + k] = times(load4_x(row * X_OCTETS + (word >> 24u)), weight);
   }
 }

@@ -50,6 +50,7 @@ const rescale = (own: number, columns: Column[], others: number, { M }: SoftmaxT
   );
 };
 
+const WEIGHTS = { array: "weights", stride: "WEIGHT_STRIDE", at: "step / 8u" };
 const OWN_OCTET = "across * (Y_OCTETS / ACROSS)";
 
 const body = (tiles: SoftmaxTiles, xOctets: number, yOctets: number) => {
@@ -143,7 +144,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
     // The last once more, rather than a branch: lanes would wait at its end for what was fetched.
     key0 = min(now + OTHERS, CHUNK_ROWS - OTHERS);
     ${fetch}
-    ${scoreAll("q", "keys", "X_STRIDE", "scores", keyMatrices, own, steps, tiles, { perElement: 4, from: "ownScore" })}
+    ${scoreAll("q", "keys", "X_STRIDE", "scores", keyMatrices, own, steps, tiles, "ownScore")}
     workgroupBarrier();
     let place = first + row - now;
     var weighed = Weighed(0.0, false);
@@ -183,7 +184,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
     }
     total += weighed.sum;
     for (var step = 0u; step < OTHERS; step += MATRIX_K) {
-      ${spread("sum", "weights", "values", "Y_STRIDE", own, columns, tiles, OWN_OCTET)}
+      ${spread("sum", WEIGHTS, "values", "Y_STRIDE", own, columns, tiles, OWN_OCTET)}
     }
   }
   if (PARTS > 1u) {

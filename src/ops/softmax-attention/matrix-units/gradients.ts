@@ -3,7 +3,15 @@ import type { KernelSource } from "../../../devices/webgpu/kernel.js";
 import { columnMatrices, declareSums, matrices } from "../../../devices/webgpu/matrix-text.js";
 import { empty, type Tensor } from "../../../tensor/tensor.js";
 import type { Packed } from "../../power-attention/matrix-units/pack.js";
-import { keepRows, scoreAll, spread, storeRows, tilesAhead } from "../../power-attention/matrix-units/pairs-text.js";
+import {
+  inPlaceOf,
+  keepRows,
+  scoreAll,
+  spread,
+  storeRows,
+  tilesAhead,
+  WEIGHT_PLACE,
+} from "../../power-attention/matrix-units/pairs-text.js";
 import {
   fours,
   halvesOf,
@@ -43,12 +51,11 @@ const queriesBody = (tiles: SoftmaxTiles, xOctets: number, yOctets: number) => {
     keyPower = ${four("keyTable", "KEY_POWER", "keyRows", "keyRow0 + key0")};
     valuePower = ${four("keyTable", "KEY_VALUE_POWER", "keyRows", "keyRow0 + key0")};`;
   return `${matrices(tiles)}
-${SOFTMAX_TEXT}${numberOf("queryTable", "queryRows")}
+${SOFTMAX_TEXT}${WEIGHT_PLACE}${numberOf("queryTable", "queryRows")}
 var<workgroup> keys: array<vec4u, OTHERS * X_STRIDE>;
 var<workgroup> values: array<vec4u, OTHERS * Y_STRIDE>;
-var<workgroup> scores: array<vec4f, ROWS * SCORE_STRIDE>;
-var<workgroup> changes: array<vec4f, ROWS * SCORE_STRIDE>;
-var<workgroup> weights: array<vec4u, ROWS * WEIGHT_STRIDE>;
+var<workgroup> scores: array<vec4u, ROWS * SCORE_STRIDE>; // four f32 each, and then weights
+var<workgroup> changes: array<vec4u, ROWS * SCORE_STRIDE>; // likewise
 var<workgroup> keyPowers: array<vec4f, OTHERS / 4>;
 var<workgroup> valuePowers: array<vec4f, OTHERS / 4>;
 
@@ -88,8 +95,8 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
     // The last once more, rather than a branch: lanes would wait at its end for what was fetched.
     key0 = min(now + OTHERS, CHUNK_ROWS - OTHERS);
     ${fetch}
-    ${scoreAll("q", "keys", "X_STRIDE", "scores", keyMatrices, own, xSteps, tiles, { perElement: 4, from: "ownScore" })}
-    ${scoreAll("dy", "values", "Y_STRIDE", "changes", keyMatrices, own, ySteps, tiles, { perElement: 4, from: "ownScore" })}
+    ${scoreAll("q", "keys", "X_STRIDE", "scores", keyMatrices, own, xSteps, tiles, "ownScore")}
+    ${scoreAll("dy", "values", "Y_STRIDE", "changes", keyMatrices, own, ySteps, tiles, "ownScore")}
     workgroupBarrier();
     for (var turn = 0u; turn < WEIGHT_OCTETS / PARTS; turn++) {
       let octet = part + turn * PARTS;
@@ -97,17 +104,17 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
       let ends = seen(first + row - now - 8u * octet);
       ${halvesOf(
         (h) => `let power_${h} = keyPowers[2u * octet + ${h}u];
-      var p_${h} = exp2(scores[at + ${h}u] * power_${h} * factor - level);`,
+      var p_${h} = exp2(bitcast<vec4f>(scores[at + ${h}u]) * power_${h} * factor - level);`,
       )}
       if (ends < 8u) {
         ${halvesOf((h) => `p_${h} = select(vec4f(0), p_${h}, before(${4 * h}u, ends));`)}
       }
-      ${halvesOf((h) => `let g_${h} = p_${h} * (changes[at + ${h}u] * valuePowers[2u * octet + ${h}u] - delta) * power_${h};`)}
-      weights[row * WEIGHT_STRIDE + octet] = vec4u(four_halves(g_0), four_halves(g_1));
+      ${halvesOf((h) => `let g_${h} = p_${h} * (bitcast<vec4f>(changes[at + ${h}u]) * valuePowers[2u * octet + ${h}u] - delta) * power_${h};`)}
+      scores[row * SCORE_STRIDE + weight_place(octet)] = vec4u(four_halves(g_0), four_halves(g_1));
     }
     workgroupBarrier();
     for (var step = 0u; step < OTHERS; step += MATRIX_K) {
-      ${spread("dq", "weights", "keys", "X_STRIDE", own, columns, tiles, OWN_X)}
+      ${spread("dq", inPlaceOf("scores"), "keys", "X_STRIDE", own, columns, tiles, OWN_X)}
     }
   }
   ${storeRows("dq", "dQ", "8u * X_OCTETS", own, columns, tiles, OWN_X)}
@@ -130,13 +137,11 @@ const keysBody = (tiles: SoftmaxTiles, xOctets: number, yOctets: number) => {
     delta = ${four("queryTable", "QUERY_DELTA", "queryRows", "queryRow0 + query0")};
     queryLevel = ${four("queryTable", "QUERY_LEVEL", "queryRows", "queryRow0 + query0")};`;
   return `${matrices(tiles)}
-${SOFTMAX_TEXT}${numberOf("keyTable", "keyRows")}
+${SOFTMAX_TEXT}${WEIGHT_PLACE}${numberOf("keyTable", "keyRows")}
 var<workgroup> queries: array<vec4u, OTHERS * X_STRIDE>;
 var<workgroup> gradients: array<vec4u, OTHERS * Y_STRIDE>;
-var<workgroup> scores: array<vec4f, ROWS * SCORE_STRIDE>;
-var<workgroup> changes: array<vec4f, ROWS * SCORE_STRIDE>;
-var<workgroup> weights: array<vec4u, ROWS * WEIGHT_STRIDE>;
-var<workgroup> pulls: array<vec4u, ROWS * WEIGHT_STRIDE>;
+var<workgroup> scores: array<vec4u, ROWS * SCORE_STRIDE>; // four f32 each, and then weights
+var<workgroup> changes: array<vec4u, ROWS * SCORE_STRIDE>; // likewise
 var<workgroup> powers: array<vec4f, OTHERS / 4>;
 var<workgroup> deltas: array<vec4f, OTHERS / 4>;
 var<workgroup> queryLevels: array<vec4f, OTHERS / 4>;
@@ -180,8 +185,8 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
       workgroupBarrier();
       query0 = min(now + OTHERS, CHUNK_ROWS - OTHERS);
       ${fetch}
-      ${scoreAll("k", "queries", "X_STRIDE", "scores", queryMatrices, own, xSteps, tiles, { perElement: 4, from: "ownScore" })}
-      ${scoreAll("v", "gradients", "Y_STRIDE", "changes", queryMatrices, own, ySteps, tiles, { perElement: 4, from: "ownScore" })}
+      ${scoreAll("k", "queries", "X_STRIDE", "scores", queryMatrices, own, xSteps, tiles, "ownScore")}
+      ${scoreAll("v", "gradients", "Y_STRIDE", "changes", queryMatrices, own, ySteps, tiles, "ownScore")}
       workgroupBarrier();
       for (var turn = 0u; turn < WEIGHT_OCTETS / PARTS; turn++) {
       let octet = part + turn * PARTS;
@@ -190,19 +195,19 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
         let begins = select(0u, min(place, 8u), place < 0x80000000u);
         ${halvesOf(
           (h) => `let power_${h} = powers[2u * octet + ${h}u];
-        var w_${h} = exp2(scores[at + ${h}u] * power_${h} * factor - (queryLevels[2u * octet + ${h}u] + level));`,
+        var w_${h} = exp2(bitcast<vec4f>(scores[at + ${h}u]) * power_${h} * factor - (queryLevels[2u * octet + ${h}u] + level));`,
         )}
         if (begins > 0u) {
           ${halvesOf((h) => `w_${h} = select(w_${h}, vec4f(0), before(${4 * h}u, begins));`)}
         }
-        ${halvesOf((h) => `let h_${h} = w_${h} * (changes[at + ${h}u] * valuePower - deltas[2u * octet + ${h}u]) * (power_${h} * pullPower);`)}
-        weights[row * WEIGHT_STRIDE + octet] = vec4u(four_halves(w_0), four_halves(w_1));
-        pulls[row * WEIGHT_STRIDE + octet] = vec4u(four_halves(h_0), four_halves(h_1));
+        ${halvesOf((h) => `let h_${h} = w_${h} * (bitcast<vec4f>(changes[at + ${h}u]) * valuePower - deltas[2u * octet + ${h}u]) * (power_${h} * pullPower);`)}
+        scores[row * SCORE_STRIDE + weight_place(octet)] = vec4u(four_halves(w_0), four_halves(w_1));
+        changes[row * SCORE_STRIDE + weight_place(octet)] = vec4u(four_halves(h_0), four_halves(h_1));
       }
       workgroupBarrier();
       for (var step = 0u; step < OTHERS; step += MATRIX_K) {
-        { ${spread("dv", "weights", "gradients", "Y_STRIDE", own, yColumns, tiles, OWN_Y)} }
-        { ${spread("dk", "pulls", "queries", "X_STRIDE", own, xColumns, tiles, OWN_X)} }
+        { ${spread("dv", inPlaceOf("scores"), "gradients", "Y_STRIDE", own, yColumns, tiles, OWN_Y)} }
+        { ${spread("dk", inPlaceOf("changes"), "queries", "X_STRIDE", own, xColumns, tiles, OWN_X)} }
       }
     }
   }

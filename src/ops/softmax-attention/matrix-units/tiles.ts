@@ -29,8 +29,8 @@ interface Heads {
 }
 
 /**
- * The tiles of a GPU for heads of these sizes, or undefined where matrix units have no shape that fits. None of them has been
- * timed yet.
+ * The tiles of a GPU for heads of these sizes, or undefined where matrix units have no shape that fits. On an NVIDIA H200
+ * these were the fastest of those tried (docs/LOG.md).
  */
 export function softmaxTiles(
   units: MatrixUnits | undefined,
@@ -62,7 +62,7 @@ export function softmaxTiles(
         // Subgroups of more rows read keys and values less often: as many as they have invocations, where registers suffice.
         softmax: { rows: large ? half : 4 * subgroupSize, keys: others, down: 4, across: 1 },
         softmaxQueries: { rows: half, keys: others, down: large ? 4 : 2, across: large ? 1 : 2 },
-        softmaxKeys: { rows: half, queries: others, down: large ? 4 : 2, across: 2 },
+        softmaxKeys: { rows: half, queries: others, down: 4, across: large ? 2 : 1 },
       };
   const sizes = softmaxSizes({ headDim, valueDim }, tiles);
   const fits = (name: string, tile: Tile) => tileProblem(name, tile, matrices, limits, sizes) === undefined;
