@@ -116,11 +116,11 @@ describeOnGpu("tiles on webgpu", () => {
     const wanted = await results();
     const tiles: TunedTiles = {
       accumulate: { groups: 3, steps: 8, down: 3, across: 3 },
-      read: { tokens: 24, down: 3, across: 3 },
+      read: { tokens: 48, down: 3, across: 3 },
       pairs: { rows: 24, keys: 8, down: 3 },
       pairsQueries: { rows: 8, keys: 8, down: 1 },
       pairsKeys: { rows: 24, queries: 16, down: 3 },
-      square: { down: 3, tokens: 1, octets: 2 },
+      square: { down: 3, tokens: 2, octets: 2 },
       softmax: { rows: 16, keys: 16, down: 1, across: 2 },
       softmaxQueries: { rows: 16, keys: 32, down: 2, across: 2 },
       softmaxKeys: { rows: 32, queries: 32, down: 2, across: 2 },
