@@ -129,6 +129,7 @@ const gateGradientKernel = (constants: {
   FROM_KEYS: boolean;
   PREFIX: boolean;
   PER_CHUNK: boolean;
+  CLOSED: boolean;
   /** The chunks are blocks of a longer one: perChunk has one value for all, and blocks receive what later ones do too. */
   BLOCKS: boolean;
 }): KernelSource => ({
@@ -146,6 +147,14 @@ const gateGradientKernel = (constants: {
 var<workgroup> sums: array<f32, 256>;
 
 ${TERM}
+fn sum_lanes(value: f32, lane: u32) -> f32 {
+  sums[lane] = value;
+  workgroupBarrier();
+  var total = 0.0;
+  for (var k = 0u; k < 256u; k++) { total += sums[k]; }
+  workgroupBarrier();
+  return total;
+}
 // One workgroup for each chunk of each head: sums from each token to the chunk's end, 256 tokens at a time.
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane: u32) {
@@ -154,24 +163,29 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane:
   let start = chunk * P.chunkSize;
   let end = min(start + P.chunkSize, P.time);
   var after = 0.0;
+  // What rounding leaves of a sum of all that is 0 in truth, spread over the tokens: sums that run over many would gather it.
+  var drift = 0.0;
   if (PER_CHUNK) { after = load_perChunk(select(id.z * P.chunks + chunk, id.z, BLOCKS) * P.heads + head); }
   if (BLOCKS) {
     var later = 0.0;
-    for (var n = chunk + 1u + lane; n < P.chunks; n += 256u) { later += load_totals((id.z * P.chunks + n) * P.heads + head); }
-    sums[lane] = later;
-    workgroupBarrier();
-    for (var k = 0u; k < 256u; k++) { after += sums[k]; }
-    workgroupBarrier();
-  }
-  if (PREFIX) {
-    // What comes before a token is all minus what comes from it on.
+    var all = 0.0;
+    for (var n = lane; n < P.chunks; n += 256u) {
+      let total = load_totals((id.z * P.chunks + n) * P.heads + head);
+      all += total;
+      later += select(0.0, total, n > chunk);
+    }
+    after += sum_lanes(later, lane);
+    if (CLOSED) { drift = sum_lanes(all, lane); }
+  } else if (PREFIX || CLOSED) {
     var total = 0.0;
-    for (var t = start + lane; t < end; t += 256u) { total -= term(id.z, t, head); }
-    sums[lane] = total;
-    workgroupBarrier();
-    for (var k = 0u; k < 256u; k++) { after += sums[k]; }
-    workgroupBarrier();
+    for (var t = start + lane; t < end; t += 256u) { total += term(id.z, t, head); }
+    let all = sum_lanes(total, lane);
+    // What comes before a token is all minus what comes from it on.
+    if (PREFIX) { after -= all; }
+    if (CLOSED) { drift = all; }
   }
+  if ((bitcast<u32>(drift) & 0x7f800000u) == 0x7f800000u) { drift = 0.0; }
+  drift /= f32(P.time);
   let blocks = (end - start + 255u) / 256u;
   for (var block = blocks; block > 0u; block--) {
     let t = start + (block - 1u) * 256u + lane;
@@ -184,7 +198,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane:
       workgroupBarrier();
     }
     sum += after;
-    if (t < end) { store_dLogG((id.z * P.time + t) * P.heads + head, sum); }
+    if (t < end) { store_dLogG((id.z * P.time + t) * P.heads + head, sum - drift * f32(P.time - t)); }
     sums[lane] = sum;
     workgroupBarrier();
     after = sums[0];
@@ -200,12 +214,14 @@ const BLOCK = 1024;
  * Gradient of logG [B, T, H] from what each token's sum G_t receives. φ and s^p are homogeneous of degree p, so that is
  * q_t·dq_t / p − k_t·dk_t / p, given as `queries` [B, T, Hq] and `keys` [B, T, H]; G sums logG from the chunk's start,
  * so logG_t collects what arrives from t on. `perChunk` [B, N, H] is what each chunk's G_end receives; with `prefix`
- * it receives all that the keys give up.
+ * it receives all that the keys give up. `closed`: what queries receive is all that keys give up, since no state
+ * enters or leaves. Then it adds up to 0, and what rounding leaves of that is taken out again, evenly from all tokens: of errors that are
+ * alike everywhere this takes the part that grows with the length, and √3 off what remains.
  */
 export function gateGradient(
   plan: Gated & { readonly queryHeads: number },
   like: Tensor,
-  parts: { queries?: Tensor; keys?: Tensor; perChunk?: Tensor; prefix?: boolean },
+  parts: { queries?: Tensor; keys?: Tensor; perChunk?: Tensor; prefix?: boolean; closed?: boolean },
 ): Tensor {
   const { batch, time, heads, queryHeads } = plan;
   const device = webgpuDevice(like);
@@ -220,7 +236,10 @@ export function gateGradient(
   const totals = blocks ? empty([batch, chunks, heads], device, "f32") : none;
   if (blocks) device.dispatch(gateTotalsKernel(sources), { tensors: { ...from, totals }, parameters, workgroups });
   const dLogG = empty([batch, time, heads], device, "f32");
-  const kinds = { PREFIX: parts.prefix ?? false, PER_CHUNK: parts.perChunk !== undefined, BLOCKS: blocks };
+  const kinds = {
+    ...{ PREFIX: parts.prefix ?? false, PER_CHUNK: parts.perChunk !== undefined },
+    ...{ CLOSED: parts.closed ?? false, BLOCKS: blocks },
+  };
   device.dispatch(gateGradientKernel({ ...sources, ...kinds }), {
     tensors: { ...from, perChunk: parts.perChunk ?? none, totals, dLogG },
     parameters,

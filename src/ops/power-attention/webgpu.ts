@@ -301,7 +301,9 @@ function backward(
   }
   return {
     ...{ q: gradients.q, k: gradients.k, v: gradients.v },
-    logG: logG && gateGradient(whole, q, { queries: products?.q, keys: products?.k, perChunk }),
+    logG:
+      logG &&
+      gateGradient(whole, q, { queries: products?.q, keys: products?.k, perChunk, closed: !initialState && !dFinal }),
     initialState: dInitial,
   };
 }
