@@ -1,5 +1,6 @@
 import { webgpuDevice } from "../../../devices/webgpu/device.js";
 import type { KernelSource } from "../../../devices/webgpu/kernel.js";
+import { rowsAreWide, WIDE } from "../../../devices/webgpu/wide.js";
 import type { DType } from "../../../tensor/dtype.js";
 import { empty, type Tensor } from "../../../tensor/tensor.js";
 import type { SequencePlan } from "../contract.js";
@@ -8,7 +9,7 @@ import type { Levels } from "./levels.js";
 import { chunkRows, type Packed } from "./pack.js";
 import { WEIGHT_EXPONENT } from "./pairs.js";
 import { type ChunkStates, FACTORS } from "./scan.js";
-import { EXPONENTS } from "./text.js";
+import { EXPONENTS, putOctet } from "./text.js";
 import { FEATURE_EXPONENT } from "./tiles.js";
 
 /**
@@ -22,15 +23,15 @@ const kernel = (dtype: DType, constants: Record<string, number | boolean>): Kern
   name: "finish-output",
   constants,
   tensors: {
-    near: { dtype: "f32", access: "read" },
-    far: { dtype: "f32", access: "read" },
+    near: { dtype: "f32", access: "read", wide: true },
+    far: { dtype: "f32", access: "read", wide: true },
     tokens: { dtype: "f32", access: "read" },
     exponents: { dtype: "f32", access: "read" },
     valueLargest: { dtype: "f32", access: "read" },
     factors: { dtype: "f32", access: "read" },
-    y: { dtype: "f32", access: "write" },
+    y: { dtype: "f32", access: "write", wide: constants.WIDE === true },
     rowSum: { dtype: "f32", access: "write" },
-    output: { dtype, access: "write" },
+    output: { dtype, access: "write", wide: constants.WIDE === true },
   },
   parameters: {
     time: "u32",
@@ -43,7 +44,7 @@ const kernel = (dtype: DType, constants: Record<string, number | boolean>): Kern
     rows: "u32",
     scaleLog: "f32",
   },
-  body: `${EXPONENTS}
+  body: `${EXPONENTS}${["y", "output"].map((name) => putOctet(name, constants.WIDE === true, constants.EVEN === true)).join("")}
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
         @builtin(local_invocation_index) lane: u32) {
@@ -70,32 +71,32 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   if (NEAR) {
     level = vec2f(load_tokens(token + 1u) + load_tokens(token + 2u));
     near = exp2(-WEIGHT_EXPONENT) * vec2f(power_of(load_valueLargest((b * P.chunks + chunk) * P.heads + head)), 1.0);
-    sum = near.y * load_near(at * COLUMNS + SUM_COLUMN);
+    sum = near.y * load8_near(at * COLUMNS + SUM_COLUMN).a.x;
   }
   let far = exp2(min(ofState - level, vec2f(126.0)));
-  if (reads) { sum += far.y * load_far(at * COLUMNS + SUM_COLUMN); }
+  if (reads) { sum += far.y * load8_far(at * COLUMNS + SUM_COLUMN).a.x; }
   let shared_factors = exp2(level + DEGREE * load_exponents(at) + P.scaleLog);
   var factor = shared_factors.x;
   if (DIVIDE) { factor = select(1.0 / sum, 0.0, sum == 0.0); }
   if (lane % 8u == 0u) { store_rowSum(row, shared_factors.y * sum); }
-  for (var i = 2u * (lane % 8u); i < P.valueDim; i += 16u) {
-    let odd = i + 1u < P.valueDim;
-    var value = vec2f(0);
-    if (NEAR) { value = near.x * vec2f(load_near(at * COLUMNS + i), load_near(at * COLUMNS + i + 1u)); }
-    if (reads) { value += far.x * vec2f(load_far(at * COLUMNS + i), load_far(at * COLUMNS + i + 1u)); }
-    value *= factor;
-    let to = row * P.valueDim + i;
-    if (EVEN) {
-      store2_y(to, value.x, value.y);
-      if (ROUNDED) { store2_output(to, value.x, value.y); }
-    } else {
-      store_y(to, value.x);
-      if (odd) { store_y(to + 1u, value.y); }
-      if (ROUNDED) {
-        store_output(to, value.x);
-        if (odd) { store_output(to + 1u, value.y); }
-      }
+  for (var i = 8u * (lane % 8u); i < P.valueDim; i += 64u) {
+    var low = vec4f(0);
+    var high = vec4f(0);
+    if (NEAR) {
+      let from_near = load8_near(at * COLUMNS + i);
+      low = near.x * from_near.a;
+      high = near.x * from_near.b;
     }
+    if (reads) {
+      let from_far = load8_far(at * COLUMNS + i);
+      low += far.x * from_far.a;
+      high += far.x * from_far.b;
+    }
+    low *= factor;
+    high *= factor;
+    let to = row * P.valueDim + i;
+    put_y(to, P.valueDim - i, low, high);
+    if (ROUNDED) { put_output(to, P.valueDim - i, low, high); }
   }
 }`,
 });
@@ -123,6 +124,7 @@ export function finish(
   const { y, rowSum, output } = result;
   const device = webgpuDevice(y);
   const none = absent(y);
+  const noRows = empty([WIDE], device, "f32");
   const rows = batch * time * queryHeads;
   const [, columns] = (near ?? far?.read)!.shape;
   device.dispatch(
@@ -138,16 +140,17 @@ export function finish(
       ROUNDED: output !== undefined,
       DIVIDE: divide,
       EVEN: valueDim % 2 === 0,
+      WIDE: rowsAreWide(valueDim, y, output),
     }),
     {
       tensors: {
-        near: near ?? none,
-        far: far?.read ?? none,
+        near: near ?? noRows,
+        far: far?.read ?? noRows,
         tokens: keys.tokens,
         exponents: queries.exponents,
         valueLargest,
         factors: far?.states.factors ?? none,
-        ...{ y, rowSum, output: output ?? empty([1], device, "f32") },
+        ...{ y, rowSum, output: output ?? empty([WIDE], device, "f32") },
       },
       parameters: {
         ...{ time, heads, group: queryHeads / heads, chunkSize, chunks, valueDim, rows },

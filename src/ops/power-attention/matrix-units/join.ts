@@ -1,5 +1,6 @@
 import { webgpuDevice } from "../../../devices/webgpu/device.js";
 import type { KernelSource } from "../../../devices/webgpu/kernel.js";
+import { rowsAreWide, WIDE } from "../../../devices/webgpu/wide.js";
 import type { DType } from "../../../tensor/dtype.js";
 import { empty, type Tensor } from "../../../tensor/tensor.js";
 import type { SequencePlan } from "../contract.js";
@@ -8,7 +9,7 @@ import type { Levels } from "./levels.js";
 import { chunkRows, type Packed } from "./pack.js";
 import { GRADIENT_EXPONENT, WEIGHT_EXPONENT } from "./pairs.js";
 import { type ChunkStates, FACTORS } from "./scan.js";
-import { EXPONENTS } from "./text.js";
+import { EXPONENTS, putOctet } from "./text.js";
 import { FEATURE_EXPONENT } from "./tiles.js";
 
 const QUERIES = 0;
@@ -30,9 +31,9 @@ const kernel = (dtype: DType, constants: Record<string, number | boolean>): Kern
   name: "join-gradient",
   constants,
   tensors: {
-    near: { dtype: "f32", access: "read" },
-    far: { dtype: "f32", access: "read" },
-    farSums: { dtype: "f32", access: "read" },
+    near: { dtype: "f32", access: "read", wide: true },
+    far: { dtype: "f32", access: "read", wide: true },
+    farSums: { dtype: "f32", access: "read", wide: true },
     keyTokens: { dtype: "f32", access: "read" },
     ...(constants.KIND === QUERIES
       ? { dy: { dtype: "f16", access: "read" }, gradients: { dtype: "f32", access: "read" } }
@@ -41,8 +42,8 @@ const kernel = (dtype: DType, constants: Record<string, number | boolean>): Kern
     ...(constants.KIND === VALUES ? {} : { flow: { dtype: "f32", access: "read" } }),
     valueLargest: { dtype: "f32", access: "read" },
     factors: { dtype: "f32", access: "read" },
-    x: { dtype: "f16", access: "read" },
-    dx: { dtype, access: "write" },
+    x: { dtype: "f16", access: "read", wide: true },
+    dx: { dtype, access: "write", wide: constants.WIDE === true },
     products: { dtype: "f32", access: "write" },
   },
   parameters: {
@@ -60,13 +61,13 @@ const kernel = (dtype: DType, constants: Record<string, number | boolean>): Kern
     rows: "u32",
     scaleLog: "f32",
   },
-  body: `${EXPONENTS}
+  body: `${EXPONENTS}${putOctet("dx", constants.WIDE === true, constants.EVEN === true)}
 var<workgroup> partial: array<f32, 256>;
 
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
         @builtin(local_invocation_index) lane: u32) {
-  let place = (id.x + id.y * groups.x) * 16u + lane / 16u;
+  let place = (id.x + id.y * groups.x) * 32u + lane / 8u;
   let alive = place < P.rows;
   let row = min(place, P.rows - 1u); // counts b, t, head of x
   let xHead = row % (P.heads * P.members);
@@ -106,31 +107,37 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
     sumFactor = exp2(far + select(-valueE, valueE, KIND == QUERIES) + log_of(load_factors(${FACTORS}u * line + 6u)));
     ${constants.KIND === QUERIES ? "if (SUMS) { sumFactor *= load_dy(at * P.dyWidth + SUM_COLUMN) + load_dy(at * P.dyWidth + SUM_COLUMN + 1u); }" : ""}
   }
-  var dot = 0.0;
-  for (var i = 2u * (lane % 16u); i < P.width; i += 32u) {
-    let from_near = at * P.nearWidth + i;
-    var value = vec2f(0);
+  var product = 0.0;
+  for (var i = 8u * (lane % 8u); i < P.width; i += 64u) {
+    var a = vec4f(0);
+    var b = vec4f(0);
     if (reads) {
-      let from_far = at * P.farWidth + i;
-      value = farFactor * vec2f(load_far(from_far), load_far(from_far + 1u));
-      if (SUMS) { value += sumFactor * vec2f(load_farSums(from_far), load_farSums(from_far + 1u)); }
+      let from_far = load8_far(at * P.farWidth + i);
+      a = farFactor * from_far.a;
+      b = farFactor * from_far.b;
+      if (SUMS) {
+        let from_sums = load8_farSums(at * P.farWidth + i);
+        a += sumFactor * from_sums.a;
+        b += sumFactor * from_sums.b;
+      }
     }
-    if (PRODUCTS) { dot += value.x * load_x(at * P.xWidth + i) + value.y * load_x(at * P.xWidth + i + 1u); }
-    if (NEAR) { value += nearFactor * vec2f(load_near(from_near), load_near(from_near + 1u)); }
-    if (!alive) { continue; }
-    let to = row * P.width + i;
-    if (EVEN) { store2_dx(to, value.x, value.y); }
-    else {
-      store_dx(to, value.x);
-      if (i + 1u < P.width) { store_dx(to + 1u, value.y); }
+    if (PRODUCTS) {
+      let own_x = load8_x(at * P.xWidth + i);
+      product += dot(a, own_x.a) + dot(b, own_x.b);
     }
+    if (NEAR) {
+      let from_near = load8_near(at * P.nearWidth + i);
+      a += nearFactor * from_near.a;
+      b += nearFactor * from_near.b;
+    }
+    if (alive) { put_dx(row * P.width + i, P.width - i, a, b); }
   }
   if (PRODUCTS) {
-    partial[lane] = dot;
+    partial[lane] = product;
     workgroupBarrier();
-    if (alive && lane % 16u == 0u) {
+    if (alive && lane % 8u == 0u) {
       var total = 0.0;
-      for (var k = 0u; k < 16u; k++) { total += partial[lane + k]; }
+      for (var k = 0u; k < 8u; k++) { total += partial[lane + k]; }
       ${constants.KIND === VALUES ? "" : "if (NEAR) { total += nearFactor * load_flow(at); }"}
       store_products(row, exp2(load_exponents(at)) * total / (DEGREE_LESS_1 + 1.0));
     }
@@ -176,12 +183,14 @@ export function joinGradient(
   const { time, heads, chunkSize, chunks, degree, scale } = plan;
   const device = webgpuDevice(dx);
   const none = absent(dx);
+  const noRows = empty([WIDE], device, "f32");
   const [, , xHeads, width] = dx.shape;
   const rows = dx.size / width;
   device.dispatch(
     kernel(dx.dtype, {
       PRODUCTS: products !== undefined,
       EVEN: width % 2 === 0,
+      WIDE: rowsAreWide(width, dx),
       ...{ QUERIES, KEYS, VALUES, KIND: KIND[what] },
       DEGREE_LESS_1: degree - 1,
       NEAR: near !== undefined,
@@ -193,9 +202,9 @@ export function joinGradient(
     }),
     {
       tensors: {
-        near: near ?? none,
-        far: far ?? none,
-        farSums: sums?.far ?? none,
+        near: near ?? noRows,
+        far: far ?? noRows,
+        farSums: sums?.far ?? noRows,
         keyTokens: keys.tokens,
         ...(what === "q"
           ? { dy: dy?.values ?? empty([2], device, "f16"), gradients: dy?.exponents ?? none }
@@ -216,7 +225,7 @@ export function joinGradient(
         dyWidth: dy?.values.shape[1] ?? 0,
         scaleLog: degree * Math.log2(Math.abs(scale)),
       },
-      workgroups: device.spread(Math.ceil(rows / 16)),
+      workgroups: device.spread(Math.ceil(rows / 32)),
     },
   );
 }

@@ -40,3 +40,19 @@ export const LINE_AND_STATE = `let line = id.y + id.z * groups.y; // counts b, h
 export const SEEN = `
 fn seen(place: u32) -> u32 { return select(0u, min(place + 1u, 8u), place < 0x80000000u); }
 `;
+
+/**
+ * `put_x(to, left, a, b)`: an octet of a row of binding x from place `to` on, of which `left` values are within the row. Rows of a
+ * `wide` binding are whole octets; where rows have `even` lengths neighbours are stored together.
+ */
+export const putOctet = (name: string, wide: boolean, even: boolean) => {
+  const values = ["a.x", "a.y", "a.z", "a.w", "b.x", "b.y", "b.z", "b.w"];
+  const stores = even
+    ? [0, 2, 4, 6].map((k) => `if (${k}u < left) { store2_${name}(to + ${k}u, ${values[k]}, ${values[k + 1]}); }`)
+    : values.map((value, k) => `if (${k}u < left) { store_${name}(to + ${k}u, ${value}); }`);
+  return `
+fn put_${name}(to: u32, left: u32, a: vec4f, b: vec4f) {
+  ${wide ? `store8_${name}(to, a, b);` : stores.join("\n  ")}
+}
+`;
+};
