@@ -1,6 +1,7 @@
 import { type Context, powerTask, type Question, softmaxTask } from "./context.js";
 import { mainShape } from "./forward.js";
 import { fastInputs } from "./gpu/inputs.js";
+import { WARM_MS } from "./gpu/measure.js";
 import { timing } from "./measure.js";
 
 const LENGTHS = [1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072];
@@ -33,16 +34,23 @@ function batchOf({ kind, quick }: Context, tokens: number): number {
   return kind === "webgpu" && !quick ? Math.max(1, LENGTHS[LENGTHS.length - 1] / tokens) : 1;
 }
 
-/** The median of as many calls as fit the budget, at least one after the one that warms up. */
-async function timeCalls(device: { sync(): Promise<void> }, run: () => undefined, budget: number): Promise<number> {
+/** The median of as many calls as fit the budget, at least one; those that compile and raise a GPU's clocks come before it. */
+async function timeCalls(
+  device: { sync(): Promise<void> },
+  run: () => undefined,
+  { budget, warm }: { budget: number; warm: number },
+): Promise<number> {
   const once = async () => {
     const start = performance.now();
     run();
     await device.sync();
     return performance.now() - start;
   };
+  const began = performance.now();
+  if (warm > 0) await once();
   const times = [await once()];
   if (times[0] > budget) return times[0];
+  while (performance.now() - began < warm) await once();
   times.length = 0;
   const end = performance.now() + budget;
   do times.push(await once());
@@ -88,7 +96,10 @@ export const throughputByContext: Question = {
         const choice = { degree: 2, chunkSize: context.chunkSize };
         const run = softmax ? softmaxTask(inputs, backward) : powerTask(inputs, choice, backward);
         try {
-          const milliseconds = await timeCalls(device, run, context.quick ? QUICK_BUDGET : POINT_BUDGET);
+          const milliseconds = await timeCalls(device, run, {
+            budget: context.quick ? QUICK_BUDGET : POINT_BUDGET,
+            warm: context.kind === "webgpu" ? (context.quick ? 1 : WARM_MS) : 0,
+          });
           curve.points.push([tokens, (1000 * total) / milliseconds]);
           curve.last = { milliseconds, tokens, total };
         } catch (error) {

@@ -18,7 +18,7 @@ export interface GpuTiming {
 const MOST_MS = 20_000;
 const SLOW_MS = 8_000;
 /** A GPU raises its clocks only under load. */
-const WARM_MS = 200;
+export const WARM_MS = 200;
 
 /**
  * Warms up, then times `run` (which may return before the GPU is done) by the host's clock, and again by timestamps.
