@@ -77,6 +77,16 @@ describeOnGpu("power attention on webgpu, matrix units", () => {
     }
   });
 
+  test.each([150, 2500])(
+    "the first gate of %i changes nothing, and rounding leaves none of its gradient",
+    async (time) => {
+      const { dlogG } = await solve(device, { ...base, time });
+      const largest = Math.max(...Array.from(dlogG, Math.abs));
+      expect(largest).toBeGreaterThan(0);
+      for (let head = 0; head < base.heads; head++) expect(Math.abs(dlogG[head])).toBeLessThan(1e-5 * largest);
+    },
+  );
+
   const dims = { batch: 1, time: 150, queryHeads: 4, heads: 2, headDim: 16, valueDim: 16, chunkSize: 32 };
   const parts = (degree: number) => operations(degree, true, dims).filter(([name]) => name !== "stateScan");
   test.each([...parts(2), ...parts(4)])("%s, bf16: f16 on the way is all that it loses", async (_, ins, outs, run) => {
