@@ -88,14 +88,20 @@ describeOnGpu("webgpu within the limits of small GPUs", () => {
   };
   const headBytes = 4 * 136 * 16;
 
-  // 5 chunks of 3 heads, of a sequence at a time; then two heads at a time, and the third; then each head on its own.
-  test.each([7, 2, 1])("states beyond one binding are taken in parts: %i heads' states fit", async (fit) => {
+  // Two of five sequences at a time; 5 chunks of 3 heads, of a sequence at a time; then two heads at a time, and the third;
+  // then each head on its own.
+  test.each([
+    [30, 5],
+    [7, 2],
+    [2, 2],
+    [1, 2],
+  ])("states beyond one binding are taken in parts: %i heads' states fit, %i sequences", async (fit, batch) => {
     const gpu = await requestDevice((await findAdapter())!);
     const limits = { maxStorageBufferBindingSize: fit * headBytes };
     const device = await getDevice("webgpu", { device: limitedGpu(gpu, { limits }) });
     const oracle = await getDevice("oracle");
     for (const change of [{}, { initial: false, gated: false }, { final: false, degree: 1 }]) {
-      const problem = { ...small, ...change };
+      const problem = { ...small, batch, ...change };
       const arrays = randomInputs(problem);
       expectSame(await solve(device, problem, arrays), await solve(oracle, problem, arrays), tolerance);
     }
@@ -103,13 +109,17 @@ describeOnGpu("webgpu within the limits of small GPUs", () => {
     gpu.destroy();
   });
 
-  test("states beyond one binding are taken in parts, half inputs on matrix units", async () => {
+  // Padded and with sums, states of a chunk take ten times as much there.
+  test.each([
+    [100, 5],
+    [8, 2],
+  ])("the same with half inputs on matrix units: %i, %i", async (fit, batch) => {
     const gpu = await requestDevice((await findAdapter())!);
-    const limits = { maxStorageBufferBindingSize: 8 * headBytes };
+    const limits = { maxStorageBufferBindingSize: fit * headBytes };
     const device = await getDevice("webgpu", { device: limitedGpu(gpu, { limits }) });
     const oracle = await getDevice("oracle");
     expect((device as WebGpuDevice).matrixUnits).toEqual(((await getDevice("webgpu")) as WebGpuDevice).matrixUnits);
-    const problem = { ...small, dtype: "bf16" } as const;
+    const problem = { ...small, batch, dtype: "bf16" } as const;
     const arrays = randomInputs(problem);
     expectSame(await solve(device, problem, arrays), await solve(oracle, problem, arrays), (name) =>
       name.startsWith("d") ? IN_F16.gradient : IN_F16.output,

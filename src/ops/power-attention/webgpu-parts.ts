@@ -5,7 +5,7 @@ import type { ChunkStates } from "../chunk-state/contract.js";
 import type { SequencePlan } from "./contract.js";
 
 /** Most bytes of chunk states alive at once; beyond it the sequence is taken in parts. */
-const STATES_BUDGET = 2 ** 30;
+const STATES_BUDGET = 2 ** 31;
 
 /** A part of a call: whole sequences, or a run of chunks of a single one. */
 export interface Part<P extends SequencePlan = SequencePlan> {
@@ -15,21 +15,27 @@ export interface Part<P extends SequencePlan = SequencePlan> {
   plan: P;
 }
 
-/** Parts whose states, of `chunkBytes` a chunk, fit both the budget and one binding (but one chunk at least), in the order of time. */
+/**
+ * Parts whose states, of `chunkBytes` a chunk, fit both the budget and one binding (but one chunk at least), in the order of
+ * time: as many whole sequences as fit, or where none does, one sequence after the other in runs of chunks.
+ */
 export function partsOf<P extends SequencePlan>(plan: P, chunkBytes: number, like: Tensor): Part<P>[] {
   const { batch, time, chunks, chunkSize } = plan;
   const limit = Math.min(STATES_BUDGET, webgpuDevice(like).gpu.limits.maxStorageBufferBindingSize);
-  if (batch * chunks * chunkBytes <= limit) {
-    return [{ batch: [0, batch], time: [0, time], chunks: [0, chunks], plan }];
-  }
-  const run = Math.max(1, Math.floor(limit / chunkBytes));
+  const most = chunkBytes > 0 ? Math.floor(limit / chunkBytes) : Number.POSITIVE_INFINITY;
+  if (batch * chunks <= most) return [{ batch: [0, batch], time: [0, time], chunks: [0, chunks], plan }];
   const parts: Part<P>[] = [];
-  for (let b = 0; b < batch; b++) {
+  // Of about the same size: a small part at the end would leave a GPU idle.
+  const even = (count: number, limit: number) => Math.ceil(count / Math.ceil(count / Math.max(1, limit)));
+  const sequences = even(batch, Math.floor(most / chunks));
+  const run = even(chunks, most);
+  for (let b = 0; b < batch; b += sequences) {
+    const last = Math.min(b + sequences, batch);
     for (let c = 0; c < chunks; c += run) {
       const end = Math.min(c + run, chunks);
       const range: [number, number] = [c * chunkSize, Math.min(end * chunkSize, time)];
-      const part = { ...plan, batch: 1, time: range[1] - range[0], chunks: end - c };
-      parts.push({ batch: [b, b + 1], time: range, chunks: [c, end], plan: part });
+      const part = { ...plan, batch: last - b, time: range[1] - range[0], chunks: end - c };
+      parts.push({ batch: [b, last], time: range, chunks: [c, end], plan: part });
     }
   }
   return parts;

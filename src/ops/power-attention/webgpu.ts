@@ -62,16 +62,19 @@ function enteringStates(part: Part, k: Tensor, v: Tensor, gates: Tensor, initial
   return { entering, final: scanInPlace(part.plan, "forward", entering, gates, initial ?? {}) };
 }
 
-/** Parts' states, one sequence after the other, as one tensor. */
+/** Parts' states, some sequences after the others, as one tensor. */
 function gather(pieces: State[], { batch, heads, expandedDim, valueDim }: PowerPlan, like: Tensor): State {
   if (pieces.length === 1) return pieces[0];
   const all = {
     s: empty([batch, heads, expandedDim, valueDim], like.device, "f32"),
     z: empty([batch, heads, expandedDim], like.device, "f32"),
   };
-  for (const [b, piece] of pieces.entries()) {
-    webgpuDevice(like).copy(piece.s, all.s.slice(0, b, b + 1));
-    webgpuDevice(like).copy(piece.z, all.z.slice(0, b, b + 1));
+  let b = 0;
+  for (const { s, z } of pieces) {
+    const end = b + s.shape[0];
+    webgpuDevice(like).copy(s, all.s.slice(0, b, end));
+    webgpuDevice(like).copy(z, all.z.slice(0, b, end));
+    b = end;
   }
   return all;
 }
