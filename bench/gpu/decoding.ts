@@ -1,5 +1,4 @@
-import type { WebGpuDevice } from "../../src/devices/webgpu/device.js";
-import { noGrad, randn, Scope, scope } from "../../src/index.js";
+import { noGrad, Scope } from "../../src/index.js";
 import { attempt, type Figure, type Question, type Result } from "../context.js";
 import { describeGpu } from "../machine.js";
 import { measureGpu } from "./measure.js";
@@ -9,19 +8,6 @@ import { floorOf, ratesOf } from "./rates.js";
 
 /** Tokens of the prompt read at once, as `generate` does. */
 const PIECE = 1024;
-
-/** Milliseconds of products before tokens are timed. */
-const BUSY_MS = 1_000;
-
-async function keepBusy(device: WebGpuDevice): Promise<void> {
-  using _ = new Scope();
-  const x = randn([4096, 4096], { device, dtype: "f16", seed: 1 });
-  const end = performance.now() + BUSY_MS;
-  while (performance.now() < end) {
-    scope(() => void x.matmul(x));
-    await device.sync();
-  }
-}
 
 export const gpuDecoding: Question = {
   name: "gpu-decoding",
@@ -55,16 +41,14 @@ export const gpuDecoding: Question = {
           await device.sync(); // or pieces queue up with all that they hold
         }
         const readRate = (1000 * (position - before)) / (performance.now() - start);
-        // Decoding alone leaves a GPU at a low clock, a long prompt at a high one: both positions come from the same.
-        if (!quick) await keepBusy(device);
         const timing = await measureGpu(
           device,
           async () => {
             using _ = new Scope();
             await forward([(31 * caches[0].tokens) % vocabSize]).data();
           },
-          // A fold of the state's tail comes every 32 tokens; the host's code is compiled over the first few hundred.
-          { rounds: quick ? 3 : 64, warmUp: quick ? 3 : 320 },
+          // A fold of the state's tail comes every 32 tokens.
+          { rounds: quick ? 3 : 256 },
         );
         const bytes = caches.reduce((sum, cache) => sum + cache.bytes, 0);
         const work = { operations: 0, bytes: 2 * model.parameterCount + bytes };

@@ -17,8 +17,8 @@ export interface GpuTiming {
 /** Calls that take long are repeated only as often as this allows, but three times at least; those of SLOW_MS once. */
 const MOST_MS = 20_000;
 const SLOW_MS = 8_000;
-/** A GPU raises its clocks only under load. */
-export const WARM_MS = 200;
+/** A GPU that waited is slow for longer than one would think: at a fifth of a second some of an H200's kernels took twice their time. */
+export const WARM_MS = 1_000;
 
 /**
  * Warms up, then times `run` (which may return before the GPU is done) by the host's clock, and again by timestamps.
@@ -27,7 +27,7 @@ export const WARM_MS = 200;
 export async function measureGpu(
   device: WebGpuDevice,
   run: () => void | Promise<void>,
-  { rounds = 20, warmUp = 3 }: { rounds?: number; warmUp?: number } = {},
+  { rounds = 20 }: { rounds?: number } = {},
 ): Promise<GpuTiming> {
   const once = async () => {
     const start = performance.now();
@@ -39,8 +39,7 @@ export async function measureGpu(
   if (last > SLOW_MS) last = await once();
   const slow = last > SLOW_MS;
   const began = performance.now();
-  for (let k = 1; (k < warmUp && !slow) || (rounds > 5 && performance.now() - began < WARM_MS); k++)
-    last = await once();
+  for (let k = 1; (k < 3 && !slow) || (rounds > 5 && performance.now() - began < WARM_MS); k++) last = await once();
   const count = last > SLOW_MS ? 1 : Math.max(3, Math.min(rounds, Math.ceil(MOST_MS / last)));
   const wall: number[] = [];
   while (wall.length < count) wall.push(await once());

@@ -28,6 +28,8 @@ export class Recorder {
   #dispatches = 0;
   #due = FIRST_SUBMIT;
   #written = 0;
+  /** Submits so far. */
+  submits = 0;
   /** While it is there, each dispatch is a pass of its own that writes down when it began and ended. */
   profile: Profile | undefined;
 
@@ -91,6 +93,7 @@ export class Recorder {
     this.#endPass();
     if (this.#dispatches > 0) this.#queue.writeBuffer(this.#uniforms, 0, this.#staging, 0, SLOT * this.#dispatches);
     this.#queue.submit(this.#encoder ? [this.#encoder.finish()] : []);
+    this.submits++;
     this.#encoder = undefined;
     this.#dispatches = 0;
     this.#due = FIRST_SUBMIT;
@@ -100,6 +103,11 @@ export class Recorder {
   /** Nothing recorded waits for a submit. */
   get isEmpty(): boolean {
     return this.#encoder === undefined;
+  }
+
+  /** Nor does anything written. */
+  get isClean(): boolean {
+    return this.isEmpty && this.#written === 0;
   }
 
   #endPass(): void {
