@@ -110,8 +110,9 @@ export class CausalSelfAttention extends Module {
 
   /** x + forward(norm(x), cache), without gradients: while writing. */
   write(x: Tensor, norm: NormBefore, cache: AttentionCache): Tensor {
-    const logG = this.gate && normLinear(x, norm, this.gate, this.gateBias, GATE);
-    return this.#attend(this.project.afterNorm(x, norm), logG, cache, x);
+    const gates = this.gate ? [{ weight: this.gate, bias: this.gateBias, ...GATE }] : [];
+    const [projected, logG] = normLinear(x, norm, this.project, ...gates);
+    return this.#attend(projected, logG, cache, x);
   }
 
   #attend(projected: Tensor, logG: Tensor | undefined, cache?: AttentionCache, residual?: Tensor): Tensor {

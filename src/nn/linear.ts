@@ -29,7 +29,7 @@ export class Linear extends Module {
 
   /** activation(norm(x) · weightᵀ + bias), without gradients: while writing. */
   afterNorm(x: Tensor, norm: NormBefore): Tensor {
-    return normLinear(x, norm, this.weight, this.bias, { activation: this.activation });
+    return normLinear(x, norm, this)[0];
   }
 
   forward(x: Tensor, residual?: Tensor): Tensor {

@@ -114,6 +114,8 @@ export class WebGpuDevice extends Device {
     GPUSupportedLimits,
     "maxBufferSize" | "maxStorageBufferBindingSize" | "maxComputeWorkgroupsPerDimension"
   >;
+  /** Storage buffers that a kernel can bind. */
+  readonly storageBindings: number;
   /** Where values land that are read back, by size, while nobody reads. */
   readonly #landings = new Map<number, GPUBuffer[]>();
   readonly description: string;
@@ -147,6 +149,7 @@ export class WebGpuDevice extends Device {
     this.#poolLimit = options.maxMemory ?? Number.POSITIVE_INFINITY;
     const { maxBufferSize, maxStorageBufferBindingSize, maxComputeWorkgroupsPerDimension } = gpu.limits;
     this.#limits = { maxBufferSize, maxStorageBufferBindingSize, maxComputeWorkgroupsPerDimension };
+    this.storageBindings = gpu.limits.maxStorageBuffersPerShaderStage;
     this.memoryLimit = Math.min(this.#poolLimit, maxBufferSize);
     this.check = options.check ?? false;
     this.matrixUnits = options.portable ? undefined : matrixUnits(gpu, info);

@@ -69,10 +69,12 @@ const GATED_SLOPE = `
 fn gated_slope(x: f32, s: f32, slope: f32) -> f32 { return s + x * s * (1.0 - s) * slope; }
 `;
 
-/** `activate(x)` as WGSL, for kernels that end with one. */
-export function activationText(name: "none" | UnaryName): string {
-  if (name === "none") return "fn activate(x: f32) -> f32 { return x; }";
-  return `${MATH}fn activate(x: f32) -> f32 { return ${unary[name]}; }`;
+/** `activate0(x)`, `activate1(x)`, … as WGSL, for kernels that end with them. */
+export function activationText(...names: ("none" | UnaryName)[]): string {
+  const functions = names.map(
+    (name, k) => `fn activate${k}(x: f32) -> f32 { return ${name === "none" ? "x" : unary[name]}; }`,
+  );
+  return [...(names.some((name) => name !== "none") ? [MATH] : []), ...functions].join("\n");
 }
 
 export function mapOne(name: UnaryName, x: Tensor): Tensor {

@@ -1,27 +1,54 @@
+import { webgpuDevice } from "../../devices/webgpu/device.js";
+import type { DType } from "../../tensor/dtype.js";
 import { noGrad } from "../../tensor/tape.js";
 import { scope, type Tensor } from "../../tensor/tensor.js";
 import { norm } from "../layer-norm/index.js";
 import { operation } from "../operation.js";
-import type { LinearEnd, NormBefore } from "./contract.js";
-import { type LinearOptions, linear } from "./index.js";
-import { fitsFewRowsNormed, linearFewRows } from "./webgpu-few-rows.js";
+import type { Activation, NormBefore } from "./contract.js";
+import { linear } from "./index.js";
+import { bindingsOf, fitsFewRowsNormed, linearFewRows } from "./webgpu-few-rows.js";
 
-type Arguments = [x: Tensor, before: NormBefore, weight: Tensor, end: LinearEnd];
+/** activation(norm(x) · weightᵀ + bias): what `linear` takes beside x. */
+export interface Projection {
+  /** [outputs, inputs]; the norm's result is rounded to its dtype at the most */
+  weight: Tensor;
+  /** [outputs] */
+  bias?: Tensor;
+  /** Default "none". */
+  activation?: Activation;
+  /** Of the result; default weight's. */
+  dtype?: DType;
+}
+
+type Arguments = [x: Tensor, before: NormBefore, projections: readonly Projection[]];
 
 /** One after the other. */
-function apart(...[x, { weight, bias, epsilon, centered }, matrix, end]: Arguments): Tensor {
+function apart(...[x, { weight, bias, epsilon, centered }, projections]: Arguments): Tensor[] {
   return noGrad(() =>
-    scope(() => linear(norm("norm", x, weight, bias, centered, epsilon, matrix.dtype).output, matrix, end.bias, end)),
+    scope(() => {
+      const normed = norm("norm", x, weight, bias, centered, epsilon, projections[0].weight.dtype).output;
+      return projections.map(({ weight, bias, activation, dtype = weight.dtype }) =>
+        linear(normed, weight, bias, { activation, dtype }),
+      );
+    }),
   );
 }
 
-function onWebGpu(...[x, before, weight, end]: Arguments): Tensor {
+function onWebGpu(...[x, before, projections]: Arguments): Tensor[] {
   const inputs = x.shape[x.shape.length - 1];
   return noGrad(() =>
     scope(() => {
       const rows = x.reshape([x.size / inputs, inputs]);
-      if (!fitsFewRowsNormed(rows, weight, before)) return apart(x, before, weight, end);
-      return linearFewRows(rows, weight, end, before).reshape([...x.shape.slice(0, -1), weight.shape[0]]);
+      const products = projections.map(({ weight, bias, activation = "none", dtype = weight.dtype }) => ({
+        ...{ weight, bias, activation, dtype, residual: undefined },
+      }));
+      if (!fitsFewRowsNormed(rows, before, ...products.map(({ weight }) => weight)))
+        return apart(x, before, projections);
+      const together = bindingsOf(products, before) <= webgpuDevice(x).storageBindings;
+      const results = together
+        ? linearFewRows(rows, products, before)
+        : products.flatMap((product) => linearFewRows(rows, [product], before));
+      return results.map((result) => result.reshape([...x.shape.slice(0, -1), result.shape[1]]));
     }),
   );
 }
@@ -29,20 +56,13 @@ function onWebGpu(...[x, before, weight, end]: Arguments): Tensor {
 const run = operation("norm and linear", { oracle: apart, wasm: apart, webgpu: onWebGpu });
 
 /**
- * linear(norm(x), …) without gradients: one dispatch where x is a few rows on a GPU, as while writing.
+ * linear(norm(x), …) without gradients, of one or more weights of a dtype: one dispatch where x is a few rows on a GPU, as
+ * while writing.
  *
  * @param x [..., inputs], a float dtype
  * @param before a norm over the last axis: weight and bias [inputs], centered for LayerNorm
- * @param weight [outputs, inputs]; the norm's result is rounded to its dtype at the most
- * @param options as linear's; dtype by default weight's
- * @returns [..., outputs]
+ * @returns [..., outputs] of each projection
  */
-export function normLinear(
-  x: Tensor,
-  before: NormBefore,
-  weight: Tensor,
-  bias?: Tensor,
-  { activation = "none", dtype = weight.dtype }: Omit<LinearOptions, "residual"> = {},
-): Tensor {
-  return run(x.device, x, before, weight, { bias, activation, residual: undefined, dtype });
+export function normLinear(x: Tensor, before: NormBefore, ...projections: readonly Projection[]): Tensor[] {
+  return run(x.device, x, before, projections);
 }

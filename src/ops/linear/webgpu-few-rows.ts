@@ -10,20 +10,21 @@ const FEW_ROWS = 4;
 /** Vectors of a weight's row that a lane reads, about: few, so that a small matrix still occupies the whole GPU. */
 const VECTORS = 4;
 
-/** Whether rows of x and weight can be read in vectors, and there are few. */
-export function fitsFewRows(x: Tensor, weight: Tensor): boolean {
+/** Whether rows of x and weights can be read in vectors, and there are few. */
+export function fitsFewRows(x: Tensor, ...weights: Tensor[]): boolean {
   const [rows, inputs] = x.shape;
   const wide = (t: Tensor) => t.strides[1] === 1 && t.strides[0] % WIDE === 0 && startsWide(t);
-  return rows <= FEW_ROWS && weight.shape[0] > 0 && inputs > 0 && inputs % WIDE === 0 && wide(x) && wide(weight);
+  const whole = weights.every((weight) => weight.shape[0] > 0 && wide(weight));
+  return rows <= FEW_ROWS && inputs > 0 && inputs % WIDE === 0 && wide(x) && whole;
 }
 
 /** Elements of rows that workgroup memory keeps while they are normed. */
 const NORMED = 3072;
 
 /** Whether the rows can be normed on the way too. */
-export function fitsFewRowsNormed(x: Tensor, weight: Tensor, norm: NormBefore): boolean {
+export function fitsFewRowsNormed(x: Tensor, norm: NormBefore, ...weights: Tensor[]): boolean {
   const vectors = [norm.weight, norm.bias].every((t) => t === undefined || startsWide(t));
-  return fitsFewRows(x, weight) && x.size <= NORMED && vectors;
+  return fitsFewRows(x, ...weights) && x.size <= NORMED && vectors;
 }
 
 /** The rows of x, normed, in workgroup memory: each workgroup makes them for itself, which is less than another dispatch. */
@@ -78,65 +79,31 @@ fn values_at(row: u32, i: u32) -> Eight { return load8_x(row * P.xRow + i); }`;
 
 const read = (x: Tensor, wide = false): Binding => ({ dtype: x.dtype, access: "read", wide });
 
-/**
- * linear for a few rows, such as one token: `lanes` invocations read a row of the weight together, each row once and in
- * vectors, and add up their shares.
- */
-export function linearFewRows(
-  x: Tensor,
-  weight: Tensor,
-  { bias, activation, residual, dtype }: LinearEnd,
-  norm?: NormBefore,
-): Tensor {
-  const device = webgpuDevice(x);
-  const [outputs, inputs] = weight.shape;
-  const [rows] = x.shape;
-  const lanes = Math.min(128, Math.max(8, 2 ** Math.ceil(Math.log2(inputs / WIDE / VECTORS))));
-  const result = empty([rows, outputs], device, dtype);
-  const source: KernelSource = {
-    name: `${norm ? "norm-" : ""}linear-few-rows-${activation}`,
-    constants: {
-      ROWS: rows,
-      ...(norm && { INPUTS: inputs, CENTERED: norm.centered }),
-      LANES: lanes,
-      PAIRS: outputs % 2 === 0 || rows === 1,
-      BIAS: bias !== undefined,
-      RESIDUAL: residual !== undefined,
-    },
-    tensors: {
-      x: read(x, true),
-      weight: read(weight, true),
-      ...(norm && { normWeight: read(norm.weight, true) }),
-      ...(norm?.bias && { normBias: read(norm.bias, true) }),
-      ...(bias && { bias: read(bias) }),
-      ...(residual && { residual: read(residual) }),
-      result: { dtype, access: "write" },
-    },
-    parameters: { inputs: "u32", outputs: "u32", xRow: "u32", weightRow: "u32", epsilon: "f32" },
-    body: `
-const AT_ONCE = 256u / LANES;
-var<workgroup> sums: array<f32, ROWS * 256>;
-${bias ? "" : "fn load_bias(i: u32) -> f32 { return 0.0; }"}
-${residual ? "" : "fn load_residual(i: u32) -> f32 { return 0.0; }"}
-${activationText(activation)}
-${norm ? `fn shift_at(i: u32) -> Eight { return ${norm.bias ? "load8_normBias(i)" : "Eight(vec4f(), vec4f())"}; }${NORM}` : PLAIN}
-fn finished(row: u32, output: u32, slot: u32) -> f32 {
-  var value = sums[row * 256u + slot * LANES];
-  if (BIAS) { value += load_bias(output); }
-  value = activate(value);
-  if (RESIDUAL) { value += load_residual(row * P.outputs + output); }
-  return value;
+/** A weight with what its product ends with. */
+export interface FewRowsProduct extends LinearEnd {
+  weight: Tensor;
 }
 
-@compute @workgroup_size(256)
-fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
-        @builtin(local_invocation_index) lane: u32) {
-  let first = (id.x + id.y * groups.x) * AT_ONCE;
-  let output = min(first + lane / LANES, P.outputs - 1u);
-  prepare(lane);
+/** Storage buffers that a dispatch of these products binds. */
+export function bindingsOf(products: readonly FewRowsProduct[], norm?: NormBefore): number {
+  const own = products.map(({ bias, residual }) => 2 + (bias ? 1 : 0) + (residual ? 1 : 0));
+  return own.reduce((a, b) => a + b, 1) + (norm ? 1 : 0) + (norm?.bias ? 1 : 0);
+}
+
+/** What workgroups of product n do, from its output `first` on. */
+const productText = ({ bias, residual }: FewRowsProduct, n: number) => `
+fn finished${n}(row: u32, output: u32, slot: u32) -> f32 {
+  var value = sums[row * 256u + slot * LANES];
+  ${bias ? `value += load_bias${n}(output);` : ""}
+  value = activate${n}(value);
+  ${residual ? `value += load_residual${n}(row * P.outputs${n} + output);` : ""}
+  return value;
+}
+fn product${n}(first: u32, lane: u32) {
+  let output = min(first + lane / LANES, P.outputs${n} - 1u);
   var sum: array<f32, ROWS>;
   for (var i = 8u * (lane % LANES); i < P.inputs; i += 8u * LANES) {
-    let w = load8_weight(output * P.weightRow + i);
+    let w = load8_weight${n}(output * P.weightRow${n} + i);
     for (var row = 0u; row < ROWS; row++) {
       let v = values_at(row, i);
       sum[row] += dot(w.a, v.a) + dot(w.b, v.b);
@@ -151,29 +118,90 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   }
   workgroupBarrier();
   let mine = first + 2u * lane;
-  if (2u * lane >= AT_ONCE || mine >= P.outputs) { return; }
+  if (2u * lane >= AT_ONCE || mine >= P.outputs${n}) { return; }
   for (var row = 0u; row < ROWS; row++) {
-    let to = row * P.outputs + mine;
-    let a = finished(row, mine, 2u * lane);
-    if (mine + 1u >= P.outputs) { store_result(to, a); continue; }
-    let b = finished(row, mine + 1u, 2u * lane + 1u);
-    if (PAIRS) { store2_result(to, a, b); } else { store_result(to, a); store_result(to + 1u, b); }
+    let to = row * P.outputs${n} + mine;
+    let a = finished${n}(row, mine, 2u * lane);
+    if (mine + 1u >= P.outputs${n}) { store_result${n}(to, a); continue; }
+    let b = finished${n}(row, mine + 1u, 2u * lane + 1u);
+    if (PAIRS${n}) { store2_result${n}(to, a, b); } else { store_result${n}(to, a); store_result${n}(to + 1u, b); }
   }
-}`,
-  };
-  device.dispatch(source, {
-    tensors: {
-      ...{ x, weight, result },
-      ...(norm && { normWeight: norm.weight }),
-      ...(norm?.bias && { normBias: norm.bias }),
-      ...(bias && { bias }),
-      ...(residual && { residual }),
-    },
-    parameters: {
-      ...{ inputs, outputs, xRow: x.strides[0], weightRow: weight.strides[0] },
-      epsilon: norm?.epsilon ?? 0,
-    },
-    workgroups: device.spread(Math.ceil(outputs / (256 / lanes))),
+}`;
+
+function bodyOf(products: readonly FewRowsProduct[], norm: NormBefore | undefined): string {
+  const last = products.length - 1;
+  const runs = products.map((_, n) => {
+    const run = `{ product${n}((group - P.begin${n}) * AT_ONCE, lane); }`;
+    return n === last ? run : `if (group < P.begin${n + 1}) ${run} else `;
   });
-  return result;
+  return `
+const AT_ONCE = 256u / LANES;
+var<workgroup> sums: array<f32, ROWS * 256>;
+${activationText(...products.map(({ activation }) => activation))}
+${norm ? `fn shift_at(i: u32) -> Eight { return ${norm.bias ? "load8_normBias(i)" : "Eight(vec4f(), vec4f())"}; }${NORM}` : PLAIN}
+${products.map(productText).join("\n")}
+
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
+        @builtin(local_invocation_index) lane: u32) {
+  let group = id.x + id.y * groups.x;
+  prepare(lane);
+  ${runs.join("")}
+}`;
+}
+
+/**
+ * linear for a few rows, such as one token, with one or more weights side by side: `lanes` invocations read a row of a
+ * weight together, each row once and in vectors, and add up their shares.
+ */
+export function linearFewRows(x: Tensor, products: readonly FewRowsProduct[], norm?: NormBefore): Tensor[] {
+  const device = webgpuDevice(x);
+  const [rows, inputs] = x.shape;
+  const lanes = Math.min(128, Math.max(8, 2 ** Math.ceil(Math.log2(inputs / WIDE / VECTORS))));
+  const constants: KernelSource["constants"] = { ROWS: rows, LANES: lanes };
+  const bindings: KernelSource["tensors"] = { x: read(x, true) };
+  const tensors: Record<string, Tensor> = { x };
+  const types: KernelSource["parameters"] = { inputs: "u32", xRow: "u32", epsilon: "f32" };
+  const parameters: Record<string, number> = { inputs, xRow: x.strides[0], epsilon: norm?.epsilon ?? 0 };
+  const bind = (name: string, tensor: Tensor, binding: Binding) => {
+    bindings[name] = binding;
+    tensors[name] = tensor;
+  };
+  const give = (name: string, value: number) => {
+    types[name] = "u32";
+    parameters[name] = value;
+  };
+  if (norm) {
+    constants.INPUTS = inputs;
+    constants.CENTERED = norm.centered;
+    bind("normWeight", norm.weight, read(norm.weight, true));
+    if (norm.bias) bind("normBias", norm.bias, read(norm.bias, true));
+  }
+  let name = norm ? "norm-linear-few-rows" : "linear-few-rows";
+  let groups = 0;
+  const results: Tensor[] = [];
+  for (const [n, { weight, bias, activation, residual, dtype }] of products.entries()) {
+    const outputs = weight.shape[0];
+    const result = empty([rows, outputs], device, dtype);
+    name += `-${activation}`;
+    constants[`PAIRS${n}`] = outputs % 2 === 0 || rows === 1;
+    bind(`weight${n}`, weight, read(weight, true));
+    if (bias) bind(`bias${n}`, bias, read(bias));
+    if (residual) bind(`residual${n}`, residual, read(residual));
+    bind(`result${n}`, result, { dtype, access: "write" });
+    give(`outputs${n}`, outputs);
+    give(`weightRow${n}`, weight.strides[0]);
+    give(`begin${n}`, groups); // its workgroups
+    groups += Math.ceil(outputs / (256 / lanes));
+    results.push(result);
+  }
+  const source: KernelSource = {
+    ...{ name, constants, tensors: bindings, parameters: types },
+    // Made only where it is compiled.
+    get body() {
+      return bodyOf(products, norm);
+    },
+  };
+  device.dispatch(source, { tensors, parameters, workgroups: device.spread(groups) });
+  return results;
 }

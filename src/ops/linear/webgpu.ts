@@ -9,7 +9,7 @@ import { wholeOctets } from "./webgpu-octets.js";
 /** The product, then bias, activation and residual in one pass over it; a few rows have a kernel that does all at once. */
 export const linearForward: LinearForward = (x, weight, end) => {
   const { bias, activation, residual, dtype } = end;
-  if (fitsFewRows(x, weight)) return linearFewRows(x, weight, end);
+  if (fitsFewRows(x, weight)) return linearFewRows(x, [{ weight, ...end }])[0];
   const [outputs] = weight.shape;
   const whole = wholeOctets(weight, 0);
   const [columns] = whole.shape;
@@ -28,7 +28,7 @@ export const linearForward: LinearForward = (x, weight, end) => {
   }).filter((entry): entry is [string, { tensor: Tensor; strides: number[] }] => entry[1] !== undefined);
   const sum = bias ? "x_of(i) + bias_of(i)" : "x_of(i)";
   const apply = `${activationText(activation)}
-fn apply(i: u32) -> f32 { return ${residual ? "residual_of(i) + " : ""}activate(${sum}); }`;
+fn apply(i: u32) -> f32 { return ${residual ? "residual_of(i) + " : ""}activate0(${sum}); }`;
   map(`linear-end-${activation}`, result, Object.fromEntries(inputsOf), apply);
   product.dispose();
   return result;
