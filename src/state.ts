@@ -15,8 +15,10 @@ import { powerForward } from "./ops/power-attention/index.js";
 import { innermost } from "./ops/power-attention/views.js";
 import type { Carry, CarryPlan } from "./ops/step/contract.js";
 import { foldTail, stepForward } from "./ops/step/index.js";
+import { turned } from "./ops/step/turn.js";
 import { type PowerOptions, planPower } from "./options.js";
 import { decodeState, encodeState, type StateDims } from "./state-file.js";
+import { sameShape } from "./tensor/shape.js";
 import { noGrad } from "./tensor/tape.js";
 import { empty, fromValues, scope, type Tensor } from "./tensor/tensor.js";
 
@@ -34,7 +36,13 @@ export interface PowerStateOptions {
   foldLength?: number;
 }
 
-export type StepOptions = Pick<PowerOptions, "logG" | "scale" | "normalize">;
+export interface StepOptions extends Pick<PowerOptions, "logG" | "scale" | "normalize"> {
+  /**
+   * [2, t, d/2] f32, cosines and then sines of the new tokens' positions: queries and keys are turned by them first, as
+   * `rotary` does it (Su et al. 2021), where that is a kernel less. Default: they come as they are to be used.
+   */
+  angles?: Tensor;
+}
 
 const STEP = "PowerState.step";
 
@@ -106,7 +114,8 @@ export class PowerState {
    * @param q [B, t, Hq, d], any float dtype; Hq a multiple of kvHeads
    * @param k [B, t, H, d], the same dtype
    * @param v [B, t, H, e], the same dtype
-   * @param options logG [B, t, H] f32, default no decay; scale, default 1/√d; normalize, default by degree
+   * @param options logG [B, t, H] f32, default no decay; scale, default 1/√d; normalize, default by degree; angles
+   *   [2, t, d/2] f32, rotary positions that queries and keys are still to be turned by, default none
    * @returns [B, t, Hq, e] in q's dtype
    * @throws RangeError or TypeError where the tokens do not fit the state; the state is then as before
    */
@@ -119,15 +128,17 @@ export class PowerState {
           `${STEP}: degree must be the state's, got ${degree} for a state of degree ${this.degree}; make another state`,
         );
       }
-      checkOptionNames(STEP, options, ["logG", "scale", "normalize", "degree"]);
+      checkOptionNames(STEP, options, ["logG", "scale", "normalize", "degree", "angles"]);
     }
-    const { plan, device } = planPower(STEP, q, k, v, { ...options, degree: this.degree, returnFinalState: true });
+    const { angles, ...rest } = options;
+    const { plan, device } = planPower(STEP, q, k, v, { ...rest, degree: this.degree, returnFinalState: true });
     this.#checkFits(plan, device);
+    if (angles) this.#checkAngles(angles, plan);
     return noGrad(() =>
       scope(() => {
         const logG = options.logG?.contiguous();
         if (logG) checkGates(STEP, logG);
-        const inputs = { q: innermost(q), k: innermost(k), v: innermost(v), logG };
+        const inputs = { q: innermost(q), k: innermost(k), v: innermost(v), logG, angles: angles?.contiguous() };
         const output =
           plan.time < this.foldLength ? this.#stepTail(carry, plan, inputs) : this.#stepWhole(carry, plan, inputs);
         this.#tokens += plan.time;
@@ -153,7 +164,7 @@ export class PowerState {
     const { s, z } = carry;
     const initialState = s && z ? { s, z } : undefined;
     const whole = { ...plan, hasInitialState: initialState !== undefined };
-    const { output, finalState, saved } = powerForward(this.device, whole, { ...inputs, initialState });
+    const { output, finalState, saved } = powerForward(this.device, whole, { ...turned(inputs), initialState });
     for (const tensor of saved) tensor.dispose();
     s?.dispose();
     z?.dispose();
@@ -199,6 +210,21 @@ export class PowerState {
           `${STEP}: ${name} must be the state's ${own}, got ${got}; make a state with PowerState.empty`,
         );
       }
+    }
+  }
+
+  #checkAngles(angles: Tensor, { time, headDim }: PowerPlan): void {
+    if (angles.device !== this.device || angles.dtype !== "f32") {
+      throw new TypeError(
+        `${STEP}: angles must be f32 on the state's device, got ${angles.dtype} on ${angles.device.kind}; ` +
+          "convert them with to() and copyTo()",
+      );
+    }
+    if (headDim % 2 !== 0 || !sameShape(angles.shape, [2, time, headDim / 2])) {
+      throw new RangeError(
+        `${STEP}: angles must have shape [2, t, d/2] for an even d, got [${angles.shape.join(", ")}] for ${time} tokens and ` +
+          `d ${headDim}; give cosines and sines of each token's position`,
+      );
     }
   }
 

@@ -2,6 +2,8 @@ import { describe, expect, it } from "vitest";
 import { getDevice } from "../src/devices/get-device.js";
 import { OracleDevice } from "../src/devices/oracle.js";
 import { expandedDim } from "../src/feature-map.js";
+import { concat } from "../src/ops/copy/index.js";
+import { rotary, rotaryAngles } from "../src/ops/rotary/index.js";
 import { powerFull } from "../src/power-attention.js";
 import { readSafetensors, writeSafetensors } from "../src/safetensors.js";
 import { PowerState, type PowerStateOptions } from "../src/state.js";
@@ -65,6 +67,44 @@ describeOn(DEVICES, "PowerState on %s", async (kind) => {
         expectClose(await walk(state, x, [4, 1, 1, 1, 2, 3, 1, 10], options), whole, 4 * tolerance, normalize);
       }
     }
+  });
+
+  it.each([
+    ["apart", 3, 2],
+    ["in one tensor", 4, 2],
+    ["in one tensor, 8 query heads to a key head", 4, 1],
+  ])("turns queries and keys by their angles, rows %s", async (_, valueDim, heads) => {
+    const problem = { ...base, queryHeads: heads === 1 ? 8 : 4, heads, valueDim };
+    const x = place(device, randomInputs(problem).inputs);
+    const turn = (t: Tensor) => {
+      const { cos, sin } = rotaryAngles(4, 0, 23);
+      return rotary(t, tensor(cos, [23, 2], { device }), tensor(sin, [23, 2], { device }));
+    };
+    const whole = await powerFull(turn(x.q), turn(x.k), x.v, { logG: x.logG }).data();
+    using state = make({ foldLength: 5, kvHeads: heads, valueDim });
+    const width = problem.queryHeads * valueDim;
+    for (let t = 0; t < 23; ) {
+      const size = [1, 3, 1, 7, 4, 1, 2, 2, 1, 1][t % 10];
+      const end = Math.min(t + size, 23);
+      const at = (y: Tensor) => y.slice(1, t, end);
+      const { cos, sin } = rotaryAngles(4, t, end - t);
+      const angles = tensor([...cos, ...sin], [2, end - t, 2], { device });
+      const given = [at(x.q), at(x.k), at(x.v)];
+      const [q, k, v] = valueDim === 3 ? given : concat(given, 2).split([problem.queryHeads, heads, heads], 2);
+      const part = await state.step(q, k, v, { logG: at(x.logG), angles }).data();
+      const own = [0, 1].flatMap((b) => [...whole.slice((b * 23 + t) * width, (b * 23 + end) * width)]);
+      expectClose(Float64Array.from(part), Float64Array.from(own), tolerance, `tokens ${t} to ${end}`);
+      t = end;
+    }
+    const [q, k, v] = [x.q, x.k, x.v].map((y) => y.slice(1, 0, 1));
+    const angles = (shape: number[], dtype: "f32" | "f16" = "f32") => ({ angles: zeros(shape, { device, dtype }) });
+    expect(() => state.step(q, k, v, angles([2, 2, 2]))).toThrow(
+      /PowerState\.step: angles must have shape \[2, t, d\/2\] for an even d, got \[2, 2, 2\] for 1 tokens and d 4/,
+    );
+    expect(() => state.step(q, k, v, angles([2, 1, 2], "f16"))).toThrow(
+      /angles must be f32 on the state's device, got f16/,
+    );
+    expect(state.tokens).toBe(23);
   });
 
   it("logG = −Infinity forgets the state and the tail", async () => {

@@ -123,12 +123,17 @@ export class CausalSelfAttention extends Module {
     const start = cache?.tokens ?? 0;
     const place = (t: Tensor) => this.positions?.apply(t, start) ?? t;
     const heads = [qheadRatio * nHead, nHead, nHead];
-    const [q, k, v] = cache ? placedTogether(all, heads, place) : placed(all, heads, place);
     let y: Tensor;
-    if (cache instanceof SoftmaxCache) y = cache.step(q, k, v);
-    else if (cache) y = cache.step(q, k, v, { logG });
-    else if (attention === "softmax") y = softmaxAttention(q, k, v);
-    else y = powerFull(q, k, v, { logG, degree, chunkSize });
+    if (cache instanceof SoftmaxCache) {
+      const [q, k, v] = placedTogether(all, heads, place);
+      y = cache.step(q, k, v);
+    } else if (cache) {
+      const [q, k, v] = all.split(heads, 2);
+      y = cache.step(q, k, v, { logG, angles: this.positions?.angles(start, time).both });
+    } else {
+      const [q, k, v] = placed(all, heads, place);
+      y = attention === "softmax" ? softmaxAttention(q, k, v) : powerFull(q, k, v, { logG, degree, chunkSize });
+    }
     return this.out.forward(y.reshape([batch, time, qheadRatio * width]), residual);
   }
 

@@ -7,7 +7,7 @@ import { fromValues, type Tensor } from "../tensor/tensor.js";
  * are kept: training asks for the same ones each time, and while writing all layers ask for those of one token.
  */
 export class RotaryEmbedding {
-  #kept: { cos: Tensor; sin: Tensor; start: number; time: number } | undefined;
+  #kept: { both: Tensor; cos: Tensor; sin: Tensor; start: number; time: number } | undefined;
 
   constructor(
     readonly headDim: number,
@@ -21,13 +21,25 @@ export class RotaryEmbedding {
     }
   }
 
-  /** Angles of positions start … start + time − 1. Asked for before other work is queued, they need not wait for it. */
-  angles(start: number, time: number): { cos: Tensor; sin: Tensor } {
+  /**
+   * Angles of positions start … start + time − 1: cosines and sines [time, headDim / 2], and both as one tensor [2, time,
+   * headDim / 2]. Asked for before other work is queued, they need not wait for it.
+   */
+  angles(start: number, time: number): { both: Tensor; cos: Tensor; sin: Tensor } {
     if (this.#kept?.start !== start || this.#kept.time !== time) {
       this.dispose();
-      const angles = rotaryAngles(this.headDim, start, time, this.base);
-      const table = (values: Float32Array) => fromValues(this.device, values, [time, this.headDim / 2], "f32").keep();
-      this.#kept = { cos: table(angles.cos), sin: table(angles.sin), start, time };
+      const { cos, sin } = rotaryAngles(this.headDim, start, time, this.base);
+      const values = new Float32Array(2 * cos.length);
+      values.set(cos);
+      values.set(sin, cos.length);
+      const shape = [time, this.headDim / 2];
+      const both = fromValues(this.device, values, [2, ...shape], "f32").keep();
+      const half = (n: number) =>
+        both
+          .slice(0, n, n + 1)
+          .reshape(shape)
+          .keep();
+      this.#kept = { both, cos: half(0), sin: half(1), start, time };
     }
     return this.#kept;
   }
@@ -42,8 +54,8 @@ export class RotaryEmbedding {
   }
 
   dispose(): void {
-    this.#kept?.cos.dispose();
-    this.#kept?.sin.dispose();
+    const { both, cos, sin } = this.#kept ?? {};
+    for (const tensor of [both, cos, sin]) tensor?.dispose();
     this.#kept = undefined;
   }
 }

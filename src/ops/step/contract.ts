@@ -51,6 +51,8 @@ export interface StepInputs {
   k: Tensor;
   v: Tensor;
   logG?: Tensor;
+  /** [2, t, d/2] f32, contiguous, cosines and sines: queries and keys are turned by them first, see rotary. */
+  angles?: Tensor;
 }
 
 /**

@@ -1,12 +1,13 @@
 import { operation } from "../operation.js";
 import type { FoldTail, StepForward } from "./contract.js";
 import { foldTailOracle, stepOracle } from "./oracle.js";
+import { turning } from "./turn.js";
 import { foldTailWasm, stepWasm } from "./wasm.js";
 import { foldTailWebGpu, stepWebGpu } from "./webgpu.js";
 
 export const stepForward = operation<Parameters<StepForward>, ReturnType<StepForward>>("step", {
-  oracle: stepOracle,
-  wasm: stepWasm,
+  oracle: turning(stepOracle),
+  wasm: turning(stepWasm),
   webgpu: stepWebGpu,
 });
 

@@ -2,14 +2,16 @@ import { type WebGpuDevice, webgpuDevice } from "../../devices/webgpu/device.js"
 import type { KernelSource } from "../../devices/webgpu/kernel.js";
 import { GATES } from "../../devices/webgpu/tiles.js";
 import { rowsAreWide, WIDE } from "../../devices/webgpu/wide.js";
+import type { DType } from "../../tensor/dtype.js";
 import { noGrad } from "../../tensor/tape.js";
 import { empty, scope, type Tensor } from "../../tensor/tensor.js";
 import { accumulateFeatures } from "../chunk-state/webgpu-accumulate.js";
 import { MONOMIALS, monomialTable } from "../feature-map/webgpu-monomials.js";
 import { LAYERNORM_EPSILON, type SequencePlan } from "../power-attention/contract.js";
-import { absent, GATE_ADDITION, gateSums } from "../power-attention/webgpu-gates.js";
+import { absent, gateSums } from "../power-attention/webgpu-gates.js";
 import { scanInPlace } from "../state-scan/webgpu.js";
 import type { Carry, FoldTail, StepForward, StepInputs, StepPlan } from "./contract.js";
+import { append } from "./webgpu-append.js";
 
 /** Features that a workgroup reads of a state: many workgroups share the work of one query. */
 const PART = 128;
@@ -119,7 +121,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane:
 });
 
 /** Each query: the tail's pairs, what its state's parts say, and the normalisation. */
-const outputKernel = (q: Tensor, k: Tensor, plan: StepPlan, columns: number): KernelSource => {
+const outputKernel = (q: Tensor, k: Tensor, dtype: DType, plan: StepPlan, columns: number): KernelSource => {
   const wide =
     rowsAreWide(plan.headDim, q, k) &&
     q.strides.slice(0, 3).every((step, axis) => step % WIDE === 0 || q.shape[axis] === 1);
@@ -140,7 +142,7 @@ const outputKernel = (q: Tensor, k: Tensor, plan: StepPlan, columns: number): Ke
       v: { dtype: "f32", access: "read" },
       gates: { dtype: "f32", access: "read" },
       results: { dtype: "f32", access: "read" },
-      out: { dtype: q.dtype, access: "write" },
+      out: { dtype, access: "write" },
     },
     parameters: {
       tokens: "u32",
@@ -248,95 +250,6 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   };
 };
 
-const appendKernel = (k: Tensor, gated: boolean): KernelSource => ({
-  name: "step-append",
-  constants: { GATED: gated },
-  tensors: {
-    k: { dtype: k.dtype, access: "read" },
-    v: { dtype: k.dtype, access: "read" },
-    logG: { dtype: "f32", access: "read" },
-    tailK: { dtype: "f32", access: "write" },
-    tailV: { dtype: "f32", access: "write" },
-    tailG: { dtype: "f32", access: "write" },
-    gates: { dtype: "f32", access: "write" },
-  },
-  parameters: {
-    tokens: "u32",
-    heads: "u32",
-    headDim: "u32",
-    valueDim: "u32",
-    tail: "u32",
-    foldLength: "u32",
-    kB: "u32",
-    kT: "u32",
-    kH: "u32",
-    vB: "u32",
-    vT: "u32",
-    vH: "u32",
-  },
-  body: `${GATE_ADDITION}
-var<workgroup> sums: array<vec2f, 256>;
-
-// One workgroup for each head of each sequence: new tokens go behind the tail, and its log gates are summed up.
-@compute @workgroup_size(256)
-fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane: u32) {
-  let head = id.x;
-  let b = id.y;
-  for (var n = lane; n < P.tokens * P.headDim; n += 256u) {
-    let token = n / P.headDim;
-    let i = n % P.headDim;
-    let to = (b * P.foldLength + P.tail + token) * P.heads + head;
-    store_tailK(to * P.headDim + i, load_k(b * P.kB + token * P.kT + head * P.kH + i));
-  }
-  for (var n = lane; n < P.tokens * P.valueDim; n += 256u) {
-    let token = n / P.valueDim;
-    let i = n % P.valueDim;
-    let to = (b * P.foldLength + P.tail + token) * P.heads + head;
-    store_tailV(to * P.valueDim + i, load_v(b * P.vB + token * P.vT + head * P.vH + i));
-  }
-  let end = P.tail + P.tokens;
-  var before = vec2f(0);
-  for (var base = 0u; base < end; base += 256u) {
-    let t = base + lane;
-    let at = (b * P.foldLength + t) * P.heads + head;
-    var own = 0.0;
-    if (t < P.tail) { own = load_tailG(at); }
-    else if (t < end) {
-      if (GATED) { own = load_logG((b * P.tokens + t - P.tail) * P.heads + head); }
-      store_tailG(at, own);
-    }
-    var sum = gate_pair(own);
-    for (var reach = 1u; reach < 256u; reach *= 2u) {
-      sums[lane] = sum;
-      workgroupBarrier();
-      if (lane >= reach) { sum = add(sums[lane - reach], sum); }
-      workgroupBarrier();
-    }
-    sum = add(before, sum);
-    if (t < end) { store2_gates(2u * ((b * P.heads + head) * P.foldLength + t), sum.x, sum.y); }
-    sums[lane] = sum;
-    workgroupBarrier();
-    before = sums[255];
-    workgroupBarrier();
-  }
-}`,
-});
-
-/** Puts the new tokens behind the tail, and gives the sums of log gates from its first token, as GATES reads them. */
-function append(plan: StepPlan, carry: Carry, { k, v, logG }: StepInputs): Tensor {
-  const { batch, tokens, heads, headDim, valueDim, tail, foldLength } = plan;
-  const device = webgpuDevice(k);
-  const gates = empty([batch, heads, foldLength, 2], device, "f32");
-  const [kB, kT, kH] = k.strides;
-  const [vB, vT, vH] = v.strides;
-  device.dispatch(appendKernel(k, logG !== undefined), {
-    tensors: { k, v, logG: logG ?? absent(k), tailK: carry.k, tailV: carry.v, tailG: carry.logG, gates },
-    parameters: { tokens, heads, headDim, valueDim, tail, foldLength, kB, kT, kH, vB, vT, vH },
-    workgroups: [heads, batch],
-  });
-  return gates;
-}
-
 function readState(device: WebGpuDevice, plan: StepPlan, carry: Carry, q: Tensor): Tensor {
   const { batch, tokens, queryHeads, heads, headDim, valueDim, degree, expandedDim } = plan;
   const parts = Math.ceil(expandedDim / PART);
@@ -353,14 +266,14 @@ function readState(device: WebGpuDevice, plan: StepPlan, carry: Carry, q: Tensor
 
 function step(plan: StepPlan, carry: Carry, inputs: StepInputs): Tensor {
   const { batch, tokens, queryHeads, heads, headDim, valueDim, degree, scale, tail, foldLength, folded } = plan;
-  const { q } = inputs;
-  const device = webgpuDevice(q);
-  const gates = append(plan, carry, inputs);
+  const { dtype } = inputs.q;
+  const device = webgpuDevice(inputs.q);
+  const { gates, q } = append(plan, carry, inputs);
   const results = folded ? readState(device, plan, carry, q) : absent(q);
-  const out = empty([batch, tokens, queryHeads, valueDim], device, q.dtype);
+  const out = empty([batch, tokens, queryHeads, valueDim], device, dtype);
   const rows = batch * tokens * queryHeads;
   const [qB, qT, qH] = q.strides;
-  device.dispatch(outputKernel(q, carry.k, plan, columnsOf(valueDim)), {
+  device.dispatch(outputKernel(q, carry.k, dtype, plan, columnsOf(valueDim)), {
     tensors: { q, k: carry.k, v: carry.v, gates, results, out },
     parameters: {
       tokens,
