@@ -12,6 +12,10 @@ export function poolSize(bytes: number): number {
  * work on its old contents is still queued, because what comes later in the queue runs later.
  */
 export class BufferPool {
+  /**
+   * By size, the first made last: it is handed out first, so that the same calls get the same buffers each time, whatever the
+   * order in which they gave them back, and what binds them can be kept.
+   */
   readonly #free = new Map<number, GPUBuffer[]>();
   /** All that exist, free or in use, numbered. */
   readonly #owned = new Map<GPUBuffer, number>();
@@ -54,10 +58,16 @@ export class BufferPool {
 
   give(buffer: GPUBuffer): void {
     this.#used -= buffer.size;
-    if (!this.#owned.has(buffer)) return;
+    const number = this.#owned.get(buffer);
+    if (number === undefined) return;
     const same = this.#free.get(buffer.size);
-    if (same) same.push(buffer);
-    else this.#free.set(buffer.size, [buffer]);
+    if (!same) {
+      this.#free.set(buffer.size, [buffer]);
+      return;
+    }
+    let at = same.length;
+    while (at > 0 && this.#owned.get(same[at - 1])! < number) at--;
+    same.splice(at, 0, buffer);
   }
 
   /** Forgets a buffer that the GPU had no memory for: WebGPU says so later, and it stays invalid for ever. */
