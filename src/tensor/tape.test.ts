@@ -1,5 +1,5 @@
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { type Device, getDevice, noGrad, randn, type Tensor, tensor } from "../index.js";
+import { type Device, getDevice, noGrad, randn, scope, type Tensor, tensor } from "../index.js";
 import { record } from "./tape.js";
 
 const devices: Device[] = [];
@@ -114,6 +114,42 @@ test("values that a backward saved are freed with the graph", () => {
   z.dispose();
   x.grad!.dispose();
   expect(device.memory().used).toBe(used);
+});
+
+test("they are freed too where no backward comes: once the results and all that was made of them are gone", async () => {
+  for (const device of devices) {
+    const x = leaf(device, [1, 2, 3]);
+    const { used } = device.memory();
+    scope(() => void x.exp().mul(x.exp()).sum());
+    expect(device.memory().used).toBe(used);
+    // A result that is left keeps what its own way back needs, whatever else is disposed.
+    const shared = x.exp();
+    const [gone, left] = [shared.mul(shared), shared.mul(x)];
+    shared.dispose();
+    gone.dispose();
+    expect(device.memory().used).toBeGreaterThan(used);
+    left.sum().backward();
+    expect((await grad(x)).map((g, k) => Math.abs(g / ((k + 2) * Math.exp(k + 1)) - 1) < 1e-5)).toEqual([
+      true,
+      true,
+      true,
+    ]);
+    // Deeper than a stack of calls.
+    let deep = x.mul(1);
+    for (let k = 0; k < 20_000; k++) {
+      const next = deep.add(0);
+      deep.dispose();
+      deep = next;
+    }
+    expect(() => deep.dispose()).not.toThrow();
+  }
+});
+
+test("a disposed result has no backward", () => {
+  const [device] = devices;
+  const y = leaf(device, [1]).mul(2);
+  y.dispose();
+  expect(() => y.backward()).toThrow(/used after it was disposed/);
 });
 
 test("an operation's own backward gets undefined where no gradient arrived", async () => {

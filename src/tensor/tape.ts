@@ -4,10 +4,15 @@ import type { Tensor } from "./tensor.js";
 /** What a backward gets: one gradient for each output, undefined where none arrived; and the values it saved. */
 export type Backward = (grads: (Tensor | undefined)[], saved: Tensor[]) => (Tensor | undefined)[];
 
-/** One recorded operation. Its inputs are the tensors whose gradients its backward returns, in order. */
+/**
+ * One recorded operation. Its inputs are the tensors whose gradients its backward returns, in order. What it saved is freed by a
+ * backward, or when nothing can ask for one any more: its outputs are disposed, and so is all that was computed from them.
+ */
 export class GradNode {
   #backward: Backward | undefined;
   readonly #saved: Tensor[];
+  /** Outputs that are not disposed, and nodes that hand gradients on to this one. */
+  #users: number;
   /** Where each input's gradient goes on to: a node's output, or a leaf. */
   readonly inputs: { node: GradNode | undefined; output: number; tensor: Tensor | undefined }[];
 
@@ -19,12 +24,25 @@ export class GradNode {
     backward: Backward,
   ) {
     this.#backward = backward;
+    this.#users = outputs;
     this.#saved = saved.map((tensor) => tensor.alias());
     this.inputs = inputs.map((tensor) => ({
       node: tensor.node,
       output: tensor.nodeOutput,
       tensor: tensor.requiresGrad && !tensor.node ? tensor : undefined,
     }));
+    for (const { node } of this.inputs) if (node) node.#users++;
+  }
+
+  /** One user less. */
+  release(): void {
+    // Not by recursion: graphs are as deep as programs are long.
+    const left: GradNode[] = [this];
+    for (let node = left.pop(); node; node = left.pop()) {
+      if (--node.#users > 0) continue;
+      node.free();
+      for (const input of node.inputs) if (input.node) left.push(input.node);
+    }
   }
 
   run(grads: (Tensor | undefined)[]): (Tensor | undefined)[] {

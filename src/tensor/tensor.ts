@@ -86,6 +86,7 @@ export class Tensor {
     abandoned.unregister(this);
     this.#storage.release();
     this.#storage = undefined;
+    this.#node?.release();
   }
 
   /** Takes this tensor out of all open scopes. */
@@ -145,6 +146,7 @@ export class Tensor {
         `backward: the upstream gradient is on ${upstream.device.kind}, the tensor on ${this.device.kind}`,
       );
     }
+    void this.storage; // throws where it was disposed, and the graph with it
     using _ = new Scope();
     const seed = upstream ?? ops.full(this.shape, 1, { device: this.device, dtype: this.dtype });
     // A half-precision leaf may get one gradient in its own format and another in f32.
