@@ -5,11 +5,12 @@ import type { Tensor } from "../../tensor/tensor.js";
 import { MONOMIALS, monomialTable } from "../feature-map/webgpu-monomials.js";
 import type { SequencePlan } from "../power-attention/contract.js";
 import { absent } from "../power-attention/webgpu-gates.js";
+import { SQUARE_GRADIENT } from "./webgpu-square-gradient.js";
 
 /** Which vectors read a state: queries, weighted scale^p · exp(G_t), or keys, weighted exp(G_end − G_t). */
 export type Side = "queries" | "keys";
 
-const WEIGHTS = `
+const TILES_AND_WEIGHTS = `${TILES}${GATES}
 // The chunk's place, and the weight of a token of it.
 fn weight_of(gate0: u32, t: u32, end: u32) -> f32 {
   if (!GATED) { return P.factor; }
@@ -22,7 +23,7 @@ fn weight_of(gate0: u32, t: u32, end: u32) -> f32 {
  * result_t = weight_t · φ(x_t)ᵀ s and sum_t = weight_t · φ(x_t)·z with the state of t's chunk: [tokens × features] by
  * [features × e], left tiles made as needed.
  */
-const queryBody = `${TILES}${GATES}${MONOMIALS}${WEIGHTS}
+const queryBody = `${MONOMIALS}
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane: u32) {
   let r = lane & 15u;
@@ -106,7 +107,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane:
  * [e × features], of which 64 × 64 at a time are scattered to the indices of their monomials: each of four lanes of a
  * token owns every fourth element of dx, so no two write the same one.
  */
-const gradientBody = `${TILES}${GATES}${MONOMIALS}${WEIGHTS}
+const gradientBody = `${MONOMIALS}
 // Where workgroup memory has room: dx, and the tokens themselves, element first.
 var<workgroup> dx: array<f32, select(1, ROOM * 64, KEEP_DX)>;
 var<workgroup> tokens: array<f32, select(1, ROOM * 64, KEEP_X)>;
@@ -279,7 +280,7 @@ export function readState(
       ...(rowSum && { rowSum: { dtype: "f32", access: "write" } as const }),
     },
     parameters: PARAMETERS,
-    body: unused + queryBody,
+    body: unused + TILES_AND_WEIGHTS + queryBody,
   };
   device.dispatch(source, {
     tensors: {
@@ -312,14 +313,16 @@ export function stateGradient(
 ): void {
   const device = webgpuDevice(x);
   const { constants, parameters, tiles, xHeads } = shared(plan, side, x, accumulate);
+  const square = plan.degree === 2;
   const room = device.gpu.limits.maxComputeWorkgroupStorageSize - 8192;
   // Few sizes, so that head dims share kernels.
   const dims = Math.max(16, 2 ** Math.ceil(Math.log2(plan.headDim)));
   const tokens = 256 * dims;
   const [yB, yT, yH] = y.strides;
+  const kept = { ROOM: dims, KEEP_DX: tokens + 4 <= room, KEEP_X: 2 * tokens <= room };
   const source: KernelSource = {
     name: "state-gradient",
-    constants: { ...constants, ROOM: dims, KEEP_DX: tokens + 4 <= room, KEEP_X: 2 * tokens <= room },
+    constants: { ...constants, ...(square ? {} : kept) },
     tensors: {
       x: { dtype: x.dtype, access: "read" },
       y: { dtype: y.dtype, access: "read" },
@@ -327,11 +330,11 @@ export function stateGradient(
       s: { dtype: "f32", access: "read" },
       z: { dtype: "f32", access: "read" },
       gates: { dtype: "f32", access: "read" },
-      monomials: { dtype: "i32", access: "read" },
+      ...(square ? {} : { monomials: { dtype: "i32", access: "read" } as const }),
       result: { dtype: "f32", access: "write" },
     },
     parameters: { ...PARAMETERS, yB: "u32", yT: "u32", yH: "u32" },
-    body: gradientBody,
+    body: TILES_AND_WEIGHTS + (square ? SQUARE_GRADIENT : gradientBody),
   };
   device.dispatch(source, {
     tensors: {
@@ -340,7 +343,7 @@ export function stateGradient(
       ysum: ysum ?? absent(x),
       ...states,
       gates,
-      monomials: monomialTable(x, plan.headDim, plan.degree),
+      ...(square ? {} : { monomials: monomialTable(x, plan.headDim, plan.degree) }),
       result: dx,
     },
     parameters: { ...parameters, yB, yT, yH },

@@ -1,4 +1,5 @@
 import { webgpuDevice } from "../../devices/webgpu/device.js";
+import { each } from "../../devices/webgpu/each.js";
 import type { KernelSource } from "../../devices/webgpu/kernel.js";
 import { GATES } from "../../devices/webgpu/tiles.js";
 import { empty, scope, type Tensor } from "../../tensor/tensor.js";
@@ -17,6 +18,9 @@ fn chunk_decay(b: u32, chunk: u32, head: u32) -> f32 {
 }
 `;
 
+/** Chunks whose states an invocation reads together. */
+const AT_ONCE = 8;
+
 /** In place: each state is replaced by what entered its chunk, or going back by what arrived from the chunks after it. */
 const scanKernel = (constants: { GATED: boolean; REVERSE: boolean; HAS_FIRST: boolean }): KernelSource => ({
   name: "state-scan",
@@ -29,6 +33,7 @@ const scanKernel = (constants: { GATED: boolean; REVERSE: boolean; HAS_FIRST: bo
   },
   parameters: PARAMETERS,
   body: `${GATES}${CHUNK_DECAY}
+fn chunk_at(n: u32) -> u32 { return select(n, P.chunks - 1u - n, REVERSE); }
 @compute @workgroup_size(256)
 fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
   let line = id.y + id.z * groups.y; // counts b, head
@@ -37,12 +42,21 @@ fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) group
   let head = line % P.heads;
   var carry = 0.0;
   if (HAS_FIRST) { carry = load_first(line * P.width + id.x); }
-  for (var n = 0u; n < P.chunks; n++) {
-    let chunk = select(n, P.chunks - 1u - n, REVERSE);
-    let at = ((b * P.chunks + chunk) * P.heads + head) * P.width + id.x;
-    let here = load_states(at);
-    store_states(at, carry);
-    carry = chunk_decay(b, chunk, head) * carry + here;
+  for (var n = 0u; n < P.chunks; n += ${AT_ONCE}u) {
+    // All are asked for before the first is written: a driver would wait for each, as it might be the one before.
+    ${each(
+      AT_ONCE,
+      (k) => `let chunk_${k} = chunk_at(min(n + ${k}u, P.chunks - 1u));
+    let at_${k} = ((b * P.chunks + chunk_${k}) * P.heads + head) * P.width + id.x;
+    let here_${k} = load_states(at_${k});`,
+    )}
+    ${each(
+      AT_ONCE,
+      (k) => `if (n + ${k}u < P.chunks) {
+      store_states(at_${k}, carry);
+      carry = chunk_decay(b, chunk_${k}, head) * carry + here_${k};
+    }`,
+    )}
   }
   store_last(line * P.width + id.x, carry);
 }`,
