@@ -3,15 +3,16 @@
  * 16 steps of the inner axis at a time. Both tiles are 16 × 64 values, one vec4 for each invocation to fill:
  *     left[slot(step, g)]   rows 4g … 4g + 3 at that step       right[slot(step, g)]   columns 4g … 4g + 3
  * Invocation (r, c) keeps rows 4r … and columns 4c …: acc[j] holds its four rows of column 4c + j.
- * 8 KiB of workgroup memory in all. Slots are permuted so that neither filling nor reading meets bank conflicts.
+ * 8 KiB of workgroup memory in all. Where there are two tiles of rows, they share what is read of the columns: the second one begins at
+ * left[256], and is multiplied by \`multiply_both\`; 12 KiB in all. Slots are permuted so that neither filling nor reading meets bank conflicts.
  * Whole vectors are written: WGSL lets a write of one component touch the others.
  * A trap: accumulators declared inside a loop are given their zeros explicitly, because a driver (Mesa 26.1) was seen to
  * carry the last turn's values over.
  */
-export const TILES = `
+export const tilesOfRows = (rowTiles: 1 | 2) => `
 const TILE = 64u;
 const STEP = 16u;
-var<workgroup> left: array<vec4f, 256>;
+var<workgroup> left: array<vec4f, ${256 * rowTiles}>;
 var<workgroup> right: array<vec4f, 256>;
 
 fn slot(step: u32, group: u32) -> u32 { return step * 16u + (group ^ step); }
@@ -26,7 +27,27 @@ fn multiply(acc: ptr<function, array<vec4f, 4>>, r: u32, c: u32) {
     (*acc)[3] += a * b.w;
   }
 }
-
+${
+  rowTiles === 1
+    ? ""
+    : `
+fn multiply_both(first: ptr<function, array<vec4f, 4>>, second: ptr<function, array<vec4f, 4>>, r: u32, c: u32) {
+  for (var step = 0u; step < STEP; step++) {
+    let a = left[slot(step, r)];
+    let more = left[256u + slot(step, r)];
+    let b = right[slot(step, c)];
+    (*first)[0] += a * b.x;
+    (*first)[1] += a * b.y;
+    (*first)[2] += a * b.z;
+    (*first)[3] += a * b.w;
+    (*second)[0] += more * b.x;
+    (*second)[1] += more * b.y;
+    (*second)[2] += more * b.z;
+    (*second)[3] += more * b.w;
+  }
+}
+`
+}
 fn product(a: vec4f, b: f32) -> vec4f { return select(a * b, vec4f(0), a == vec4f(0)); }
 
 // The same where a 0 on the left stands for a pair that does not exist: not even a NaN comes from it.
@@ -62,6 +83,8 @@ fn max_lanes(value: vec4f, lane: u32, group: u32) -> vec4f {
   return most;
 }
 `;
+
+export const TILES = tilesOfRows(1);
 
 /** Bytes of workgroup memory that TILES takes. */
 export const TILES_BYTES = 8192;

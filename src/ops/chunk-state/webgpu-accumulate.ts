@@ -1,6 +1,7 @@
 import { webgpuDevice } from "../../devices/webgpu/device.js";
+import { each } from "../../devices/webgpu/each.js";
 import type { KernelSource } from "../../devices/webgpu/kernel.js";
-import { GATES, TILES } from "../../devices/webgpu/tiles.js";
+import { GATES, tilesOfRows } from "../../devices/webgpu/tiles.js";
 import type { Tensor } from "../../tensor/tensor.js";
 import { MONOMIALS, monomialTable } from "../feature-map/webgpu-monomials.js";
 import type { SequencePlan } from "../power-attention/contract.js";
@@ -13,64 +14,13 @@ import type { SequencePlan } from "../power-attention/contract.js";
  *     keys       v     exp(G_end − G_t)            Σ weight φ          the chunk's state
  *     queries    dy    scale^p · exp(G_t)          Σ weight φ dsum_t   what the entering state receives
  */
-const body = `${TILES}${GATES}${MONOMIALS}
-@compute @workgroup_size(256)
-fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
-        @builtin(local_invocation_index) lane: u32) {
-  let r = lane & 15u;
-  let c = lane >> 4u;
-  let state = id.y + id.z * groups.y; // counts b, chunk, head
-  if (state >= P.states) { return; }
-  let columnTiles = (P.valueDim + TILE - 1u) / TILE;
-  let column0 = (id.x % columnTiles) * TILE;
-  let feature0 = (id.x / columnTiles) * TILE;
-  let head = state % P.heads;
-  let chunk = (state / P.heads) % P.chunks;
-  let b = state / (P.heads * P.chunks);
-  let start = chunk * P.chunkSize;
-  let end = min(start + P.chunkSize, P.time);
-  let gate0 = (b * P.heads + head) * P.time;
-  var atEnd = vec2f(0);
-  if (GATED && !FROM_QUERIES) { atEnd = gate_sum_at(gate0 + end - 1u); }
+const body = (rowTiles: 1 | 2) => {
+  const both = (text: (k: number) => string) => each(rowTiles, text);
+  return `${tilesOfRows(rowTiles)}${GATES}${MONOMIALS}
+const ROWS = ${rowTiles}u * TILE;
 
-  // Lane (r, c) fills features 4r … of token c on the left, and columns 4r … of token c on the right.
-  var own: array<Monomial, 4>;
-  for (var j = 0u; j < 4u; j++) { own[j] = monomial(feature0 + 4u * r + j); }
-  var acc = array<vec4f, 4>();
-  var z = vec4f(0);
-  let members = select(1u, P.group, FROM_QUERIES);
-  for (var member = 0u; member < members; member++) {
-    let xHead = head * members + member;
-    for (var base = start; base < end; base += STEP) {
-      let t = base + c;
-      var phi = vec4f(0);
-      var y = vec4f(0);
-      if (t < end) {
-        var weight = P.factor;
-        if (GATED) {
-          if (FROM_QUERIES) { weight *= decay(gate_sum_at(gate0 + t), vec2f(0)); }
-          else { weight *= decay(atEnd, gate_sum_at(gate0 + t)); }
-        }
-        let at = b * P.xB + t * P.xT + xHead * P.xH;
-        for (var j = 0u; j < 4u; j++) {
-          var value = weight * own[j].root;
-          for (var k = 0u; k < DEGREE; k++) { value *= load_x(at + factor(own[j], k)); }
-          phi[j] = value;
-          let i = column0 + 4u * r + j;
-          if (i < P.valueDim) { y[j] = load_y(b * P.yB + t * P.yT + xHead * P.yH + i); }
-        }
-        if (FROM_QUERIES) { z += phi * load_dsum((b * P.time + t) * P.heads * P.group + xHead); }
-        else { z += phi; }
-      }
-      workgroupBarrier();
-      left[slot(c, r)] = phi;
-      right[slot(c, r)] = y;
-      workgroupBarrier();
-      multiply(&acc, r, c);
-    }
-  }
-
-  let total = sum_lanes(z, c, r);
+// Of lane (r, c) features feature0 + 4r … and columns column0 + 4c …, and the sums of those features.
+fn write(acc: array<vec4f, 4>, total: vec4f, r: u32, c: u32, feature0: u32, column0: u32, state: u32) {
   for (var i = 0u; i < 4u; i++) {
     let feature = feature0 + 4u * r + i;
     if (feature >= P.features) { break; }
@@ -81,7 +31,71 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
       if (column < P.valueDim) { store_s(at * P.valueDim + column, acc[j][i]); }
     }
   }
+}
+
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
+        @builtin(local_invocation_index) lane: u32) {
+  let r = lane & 15u;
+  let c = lane >> 4u;
+  let state = id.y + id.z * groups.y; // counts b, chunk, head
+  if (state >= P.states) { return; }
+  let columnTiles = (P.valueDim + TILE - 1u) / TILE;
+  let column0 = (id.x % columnTiles) * TILE;
+  let feature0 = (id.x / columnTiles) * ROWS;
+  let head = state % P.heads;
+  let chunk = (state / P.heads) % P.chunks;
+  let b = state / (P.heads * P.chunks);
+  let start = chunk * P.chunkSize;
+  let end = min(start + P.chunkSize, P.time);
+  let gate0 = (b * P.heads + head) * P.time;
+  var atEnd = vec2f(0);
+  if (GATED && !FROM_QUERIES) { atEnd = gate_sum_at(gate0 + end - 1u); }
+
+  // Lane (r, c) fills features 4r … of token c on the left, and columns 4r … of token c on the right.
+  ${both(
+    (k) => `var own_${k}: array<Monomial, 4>;
+  for (var j = 0u; j < 4u; j++) { own_${k}[j] = monomial(feature0 + ${64 * k}u + 4u * r + j); }
+  var acc_${k} = array<vec4f, 4>();
+  var z_${k} = vec4f(0);`,
+  )}
+  let members = select(1u, P.group, FROM_QUERIES);
+  for (var member = 0u; member < members; member++) {
+    let xHead = head * members + member;
+    for (var base = start; base < end; base += STEP) {
+      let t = base + c;
+      ${both((k) => `var phi_${k} = vec4f(0);`)}
+      var y = vec4f(0);
+      if (t < end) {
+        var weight = P.factor;
+        if (GATED) {
+          if (FROM_QUERIES) { weight *= decay(gate_sum_at(gate0 + t), vec2f(0)); }
+          else { weight *= decay(atEnd, gate_sum_at(gate0 + t)); }
+        }
+        let at = b * P.xB + t * P.xT + xHead * P.xH;
+        for (var j = 0u; j < 4u; j++) {
+          ${both(
+            (k) => `var value_${k} = weight * own_${k}[j].root;
+          for (var k = 0u; k < DEGREE; k++) { value_${k} *= load_x(at + factor(own_${k}[j], k)); }
+          phi_${k}[j] = value_${k};`,
+          )}
+          let i = column0 + 4u * r + j;
+          if (i < P.valueDim) { y[j] = load_y(b * P.yB + t * P.yT + xHead * P.yH + i); }
+        }
+        var share = 1.0;
+        if (FROM_QUERIES) { share = load_dsum((b * P.time + t) * P.heads * P.group + xHead); }
+        ${both((k) => `z_${k} += phi_${k} * share;`)}
+      }
+      workgroupBarrier();
+      ${both((k) => `left[${256 * k}u + slot(c, r)] = phi_${k};`)}
+      right[slot(c, r)] = y;
+      workgroupBarrier();
+      ${rowTiles === 1 ? "multiply(&acc_0, r, c);" : "multiply_both(&acc_0, &acc_1, r, c);"}
+    }
+  }
+  ${both((k) => `write(acc_${k}, sum_lanes(z_${k}, c, r), r, c, feature0 + ${64 * k}u, column0, state);`)}
 }`;
+};
 
 const PARAMETERS = {
   time: "u32",
@@ -110,9 +124,11 @@ export function accumulateFeatures(
   const x = fromQueries ? from.queries : from.keys;
   const { y } = from;
   const device = webgpuDevice(x);
+  const rowTiles = expandedDim > 64 ? 2 : 1;
   const source: KernelSource = {
     name: "accumulate-features",
     constants: {
+      ROW_TILES: rowTiles,
       DEGREE: degree,
       GATED: plan.gated,
       FROM_QUERIES: fromQueries,
@@ -127,7 +143,7 @@ export function accumulateFeatures(
       z: { dtype: "f32", access: "write" },
     },
     parameters: { ...PARAMETERS, group: "u32", features: "u32", factor: "f32" },
-    body: (fromQueries ? "" : "fn load_dsum(i: u32) -> f32 { return 0.0; }\n") + body,
+    body: (fromQueries ? "" : "fn load_dsum(i: u32) -> f32 { return 0.0; }\n") + body(rowTiles),
   };
   const [xB, xT, xH] = x.strides;
   const [yB, yT, yH] = y.strides;
@@ -145,6 +161,6 @@ export function accumulateFeatures(
       ...into,
     },
     parameters: { ...shared, group, features: expandedDim, factor },
-    workgroups: [Math.ceil(expandedDim / 64) * Math.ceil(valueDim / 64), ...device.spread(states)],
+    workgroups: [Math.ceil(expandedDim / (64 * rowTiles)) * Math.ceil(valueDim / 64), ...device.spread(states)],
   });
 }

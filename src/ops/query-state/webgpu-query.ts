@@ -1,6 +1,7 @@
 import { webgpuDevice } from "../../devices/webgpu/device.js";
+import { each } from "../../devices/webgpu/each.js";
 import type { KernelSource } from "../../devices/webgpu/kernel.js";
-import { GATES, TILES } from "../../devices/webgpu/tiles.js";
+import { GATES, TILES, tilesOfRows } from "../../devices/webgpu/tiles.js";
 import type { Tensor } from "../../tensor/tensor.js";
 import { MONOMIALS, monomialTable } from "../feature-map/webgpu-monomials.js";
 import type { SequencePlan } from "../power-attention/contract.js";
@@ -10,7 +11,7 @@ import { SQUARE_GRADIENT } from "./webgpu-square-gradient.js";
 /** Which vectors read a state: queries, weighted scale^p · exp(G_t), or keys, weighted exp(G_end − G_t). */
 export type Side = "queries" | "keys";
 
-const TILES_AND_WEIGHTS = `${TILES}${GATES}
+const WEIGHTS = `${GATES}
 // The chunk's place, and the weight of a token of it.
 fn weight_of(gate0: u32, t: u32, end: u32) -> f32 {
   if (!GATED) { return P.factor; }
@@ -23,66 +24,18 @@ fn weight_of(gate0: u32, t: u32, end: u32) -> f32 {
  * result_t = weight_t · φ(x_t)ᵀ s and sum_t = weight_t · φ(x_t)·z with the state of t's chunk: [tokens × features] by
  * [features × e], left tiles made as needed.
  */
-const queryBody = `${MONOMIALS}
-@compute @workgroup_size(256)
-fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane: u32) {
-  let r = lane & 15u;
-  let c = lane >> 4u;
-  let b = id.z;
-  let head = id.y / P.members;
-  let columnTiles = (P.valueDim + TILE - 1u) / TILE;
-  let column0 = (id.x % columnTiles) * TILE;
-  let tile = id.x / columnTiles;
-  let tilesPerChunk = (P.chunkSize + TILE - 1u) / TILE;
-  let chunk = tile / tilesPerChunk;
-  let start = chunk * P.chunkSize;
-  let end = min(start + P.chunkSize, P.time);
-  let row0 = start + (tile % tilesPerChunk) * TILE;
-  if (row0 >= end) { return; }
-  let state = (b * P.chunks + chunk) * P.heads + head;
+const queryBody = (rowTiles: 1 | 2) => {
+  const both = (text: (k: number) => string) => each(rowTiles, text);
+  return `${MONOMIALS}
+const ROWS = ${rowTiles}u * TILE;
 
-  // Lane (r, c) fills feature r of rows 4c … on the left, and feature c of columns 4r … on the right.
-  var origin: vec4u;
-  for (var j = 0u; j < 4u; j++) { origin[j] = b * P.xB + min(row0 + 4u * c + j, end - 1u) * P.xT + id.y * P.xH; }
-  // Added up in runs of 256 features: one long f32 sum of terms of either sign would lose a digit at degree 4.
-  var total = array<vec4f, 4>();
-  var run = array<vec4f, 4>();
-  var sum = vec4f(0);
-  for (var base = 0u; base < P.features; base += STEP) {
-    if ((base & 255u) == 0u) {
-      for (var j = 0u; j < 4u; j++) {
-        total[j] += run[j];
-        run[j] = vec4f(0);
-      }
-    }
-    let own = monomial(base + r);
-    var phi = vec4f(own.root);
-    for (var k = 0u; k < DEGREE; k++) {
-      let i = factor(own, k);
-      phi *= vec4f(load_x(origin.x + i), load_x(origin.y + i), load_x(origin.z + i), load_x(origin.w + i));
-    }
-    var s = vec4f(0);
-    if (base + c < P.features) {
-      for (var j = 0u; j < 4u; j++) {
-        let i = column0 + 4u * r + j;
-        if (i < P.valueDim) { s[j] = load_s((state * P.features + base + c) * P.valueDim + i); }
-      }
-    }
-    if (SUM && base + r < P.features) { sum += phi * load_z(state * P.features + base + r); }
-    workgroupBarrier();
-    left[slot(r, c)] = phi;
-    right[slot(c, r)] = s;
-    workgroupBarrier();
-    multiply(&run, r, c);
-  }
-
-  for (var j = 0u; j < 4u; j++) { total[j] += run[j]; }
-  let rowTotal = sum_lanes(sum, r, c);
-  let gate0 = (b * P.heads + head) * P.time;
+// What is written of tokens row0 …: their results, of lane (r, c) those of rows 4r …, and their sums.
+fn write(total: array<vec4f, 4>, rowTotal: vec4f, r: u32, c: u32, row0: u32, end: u32, head: u32, id: vec3u, column0: u32) {
+  let gate0 = (id.z * P.heads + head) * P.time;
   for (var i = 0u; i < 4u; i++) {
     let own = row0 + 4u * c + i;
     if (SUM && r == 0u && column0 == 0u && own < end) {
-      let at = (b * P.time + own) * P.heads * P.members + id.y;
+      let at = (id.z * P.time + own) * P.heads * P.members + id.y;
       let value = weight_of(gate0, own, end) * rowTotal[i];
       if (P.accumulate == 1u) { store_rowSum(at, load_rowSum(at) + value); }
       else { store_rowSum(at, value); }
@@ -90,7 +43,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane:
     let row = row0 + 4u * r + i;
     if (row >= end) { continue; }
     let weight = weight_of(gate0, row, end);
-    let at = (b * P.time + row) * P.heads * P.members + id.y;
+    let at = (id.z * P.time + row) * P.heads * P.members + id.y;
     for (var j = 0u; j < 4u; j++) {
       let column = column0 + 4u * c + j;
       if (column >= P.valueDim) { break; }
@@ -100,7 +53,72 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane:
       else { store_result(to, value); }
     }
   }
+}
+
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane: u32) {
+  let r = lane & 15u;
+  let c = lane >> 4u;
+  let b = id.z;
+  let head = id.y / P.members;
+  let columnTiles = (P.valueDim + TILE - 1u) / TILE;
+  let column0 = (id.x % columnTiles) * TILE;
+  let tile = id.x / columnTiles;
+  let tilesPerChunk = (P.chunkSize + ROWS - 1u) / ROWS;
+  let chunk = tile / tilesPerChunk;
+  let start = chunk * P.chunkSize;
+  let end = min(start + P.chunkSize, P.time);
+  let row0 = start + (tile % tilesPerChunk) * ROWS;
+  if (row0 >= end) { return; }
+  let state = (b * P.chunks + chunk) * P.heads + head;
+
+  // Lane (r, c) fills feature r of rows 4c … on the left, and feature c of columns 4r … on the right.
+  // Added up in runs of 256 features: one long f32 sum of terms of either sign would lose a digit at degree 4.
+  ${both(
+    (k) => `var origin_${k}: vec4u;
+  for (var j = 0u; j < 4u; j++) { origin_${k}[j] = b * P.xB + min(row0 + ${64 * k}u + 4u * c + j, end - 1u) * P.xT + id.y * P.xH; }
+  var total_${k} = array<vec4f, 4>();
+  var run_${k} = array<vec4f, 4>();
+  var sum_${k} = vec4f(0);`,
+  )}
+  for (var base = 0u; base < P.features; base += STEP) {
+    if ((base & 255u) == 0u) {
+      for (var j = 0u; j < 4u; j++) {
+        ${both((k) => `total_${k}[j] += run_${k}[j]; run_${k}[j] = vec4f(0);`)}
+      }
+    }
+    let own = monomial(base + r);
+    ${both((k) => `var phi_${k} = vec4f(own.root);`)}
+    for (var k = 0u; k < DEGREE; k++) {
+      let i = factor(own, k);
+      ${both(
+        (k) =>
+          `phi_${k} *= vec4f(load_x(origin_${k}.x + i), load_x(origin_${k}.y + i), load_x(origin_${k}.z + i), load_x(origin_${k}.w + i));`,
+      )}
+    }
+    var s = vec4f(0);
+    if (base + c < P.features) {
+      for (var j = 0u; j < 4u; j++) {
+        let i = column0 + 4u * r + j;
+        if (i < P.valueDim) { s[j] = load_s((state * P.features + base + c) * P.valueDim + i); }
+      }
+    }
+    if (SUM && base + r < P.features) {
+      let z = load_z(state * P.features + base + r);
+      ${both((k) => `sum_${k} += phi_${k} * z;`)}
+    }
+    workgroupBarrier();
+    ${both((k) => `left[${256 * k}u + slot(r, c)] = phi_${k};`)}
+    right[slot(c, r)] = s;
+    workgroupBarrier();
+    ${rowTiles === 1 ? "multiply(&run_0, r, c);" : "multiply_both(&run_0, &run_1, r, c);"}
+  }
+  ${both(
+    (k) => `for (var j = 0u; j < 4u; j++) { total_${k}[j] += run_${k}[j]; }
+  write(total_${k}, sum_lanes(sum_${k}, r, c), r, c, row0 + ${64 * k}u, end, head, id, column0);`,
+  )}
 }`;
+};
 
 /**
  * The gradient of x: dφ_t = weight_t · (s y_t + z ysum_t), contracted with ∂φ/∂x. A product of [tokens × e] by
@@ -246,7 +264,6 @@ function shared(plan: SequencePlan, side: Side, x: Tensor, accumulate: boolean) 
       xT,
       xH,
     },
-    tiles: chunks * Math.ceil(chunkSize / 64),
     xHeads,
   };
 }
@@ -263,13 +280,15 @@ export function readState(
   accumulate: boolean,
 ): void {
   const device = webgpuDevice(x);
-  const { constants, parameters, tiles, xHeads } = shared(plan, side, x, accumulate);
+  const { constants, parameters, xHeads } = shared(plan, side, x, accumulate);
+  const rowTiles = plan.chunkSize > 64 ? 2 : 1;
+  const tiles = plan.chunks * Math.ceil(plan.chunkSize / (64 * rowTiles));
   const unused = rowSum
     ? ""
     : "fn load_rowSum(i: u32) -> f32 { return 0.0; }\nfn store_rowSum(i: u32, value: f32) {}\n";
   const source: KernelSource = {
     name: "read-state",
-    constants: { ...constants, SUM: rowSum !== undefined },
+    constants: { ...constants, SUM: rowSum !== undefined, ROW_TILES: rowTiles },
     tensors: {
       x: { dtype: x.dtype, access: "read" },
       s: { dtype: "f32", access: "read" },
@@ -280,7 +299,7 @@ export function readState(
       ...(rowSum && { rowSum: { dtype: "f32", access: "write" } as const }),
     },
     parameters: PARAMETERS,
-    body: unused + TILES_AND_WEIGHTS + queryBody,
+    body: unused + tilesOfRows(rowTiles) + WEIGHTS + queryBody(rowTiles),
   };
   device.dispatch(source, {
     tensors: {
@@ -312,7 +331,7 @@ export function stateGradient(
   accumulate: boolean,
 ): void {
   const device = webgpuDevice(x);
-  const { constants, parameters, tiles, xHeads } = shared(plan, side, x, accumulate);
+  const { constants, parameters, xHeads } = shared(plan, side, x, accumulate);
   const square = plan.degree === 2;
   const room = device.gpu.limits.maxComputeWorkgroupStorageSize - 8192;
   // Few sizes, so that head dims share kernels.
@@ -334,7 +353,7 @@ export function stateGradient(
       result: { dtype: "f32", access: "write" },
     },
     parameters: { ...PARAMETERS, yB: "u32", yT: "u32", yH: "u32" },
-    body: TILES_AND_WEIGHTS + (square ? SQUARE_GRADIENT : gradientBody),
+    body: TILES + WEIGHTS + (square ? SQUARE_GRADIENT : gradientBody),
   };
   device.dispatch(source, {
     tensors: {
@@ -347,6 +366,6 @@ export function stateGradient(
       result: dx,
     },
     parameters: { ...parameters, yB, yT, yH },
-    workgroups: [tiles, xHeads, plan.batch],
+    workgroups: [plan.chunks * Math.ceil(plan.chunkSize / 64), xHeads, plan.batch],
   });
 }
