@@ -19,17 +19,21 @@ const body = (rowTiles: 1 | 2) => {
   return `${tilesOfRows(rowTiles)}${GATES}${MONOMIALS}
 const ROWS = ${rowTiles}u * TILE;
 
-// Of lane (r, c) features feature0 + 4r … and columns column0 + 4c …, and the sums of those features.
-fn write(acc: array<vec4f, 4>, total: vec4f, r: u32, c: u32, feature0: u32, column0: u32, state: u32) {
+// Features down, down + 16, … and columns across, across + 16, … of a tile; and sums of features.
+fn write(results: array<vec4f, 4>, down: u32, across: u32, feature0: u32, column0: u32, state: u32) {
   for (var i = 0u; i < 4u; i++) {
-    let feature = feature0 + 4u * r + i;
+    let feature = feature0 + down + 16u * i;
     if (feature >= P.features) { break; }
-    let at = state * P.features + feature;
-    if (column0 == 0u && c == 0u) { store_z(at, total[i]); }
     for (var j = 0u; j < 4u; j++) {
-      let column = column0 + 4u * c + j;
-      if (column < P.valueDim) { store_s(at * P.valueDim + column, acc[j][i]); }
+      let column = column0 + across + 16u * j;
+      if (column < P.valueDim) { store_s((state * P.features + feature) * P.valueDim + column, results[j][i]); }
     }
+  }
+}
+fn write_sums(sums: vec4f, down: u32, feature0: u32, state: u32) {
+  for (var i = 0u; i < 4u; i++) {
+    let feature = feature0 + down + 16u * i;
+    if (feature < P.features) { store_z(state * P.features + feature, sums[i]); }
   }
 }
 
@@ -52,10 +56,11 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   var atEnd = vec2f(0);
   if (GATED && !FROM_QUERIES) { atEnd = gate_sum_at(gate0 + end - 1u); }
 
-  // Lane (r, c) fills features 4r … of token c on the left, and columns 4r … of token c on the right.
+  // Lane (r, c) fills features r, r + 16, … of token c on the left, and columns r, … of it on the right; it keeps features c, … and
+  // columns r, …: lanes side by side read and write what lies side by side.
   ${both(
     (k) => `var own_${k}: array<Monomial, 4>;
-  for (var j = 0u; j < 4u; j++) { own_${k}[j] = monomial(feature0 + ${64 * k}u + 4u * r + j); }
+  for (var j = 0u; j < 4u; j++) { own_${k}[j] = monomial(feature0 + ${64 * k}u + r + 16u * j); }
   var acc_${k} = array<vec4f, 4>();
   var z_${k} = vec4f(0);`,
   )}
@@ -79,7 +84,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
           for (var k = 0u; k < DEGREE; k++) { value_${k} *= load_x(at + factor(own_${k}[j], k)); }
           phi_${k}[j] = value_${k};`,
           )}
-          let i = column0 + 4u * r + j;
+          let i = column0 + r + 16u * j;
           if (i < P.valueDim) { y[j] = load_y(b * P.yB + t * P.yT + xHead * P.yH + i); }
         }
         var share = 1.0;
@@ -90,10 +95,14 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
       ${both((k) => `left[${256 * k}u + slot(c, r)] = phi_${k};`)}
       right[slot(c, r)] = y;
       workgroupBarrier();
-      ${rowTiles === 1 ? "multiply(&acc_0, r, c);" : "multiply_both(&acc_0, &acc_1, r, c);"}
+      ${rowTiles === 1 ? "multiply(&acc_0, c, r);" : "multiply_both(&acc_0, &acc_1, c, r);"}
     }
   }
-  ${both((k) => `write(acc_${k}, sum_lanes(z_${k}, c, r), r, c, feature0 + ${64 * k}u, column0, state);`)}
+  ${both(
+    (k) => `write(acc_${k}, c, r, feature0 + ${64 * k}u, column0, state);
+  let sums_${k} = sum_lanes(z_${k}, c, r);
+  if (c == 0u && column0 == 0u) { write_sums(sums_${k}, r, feature0 + ${64 * k}u, state); }`,
+  )}
 }`;
 };
 

@@ -24,34 +24,40 @@ fn weight_of(gate0: u32, t: u32, end: u32) -> f32 {
  * result_t = weight_t · φ(x_t)ᵀ s and sum_t = weight_t · φ(x_t)·z with the state of t's chunk: [tokens × features] by
  * [features × e], left tiles made as needed.
  */
-const queryBody = (rowTiles: 1 | 2) => {
+const queryBody = (rowTiles: 1 | 2, degree: number) => {
   const both = (text: (k: number) => string) => each(rowTiles, text);
+  // At degree 4 one long f32 sum of terms of either sign would lose a digit: there runs of 256 features are summed up apart.
+  const inRuns = degree > 2;
   return `${MONOMIALS}
 const ROWS = ${rowTiles}u * TILE;
 
-// What is written of tokens row0 …: their results, of lane (r, c) those of rows 4r …, and their sums.
-fn write(total: array<vec4f, 4>, rowTotal: vec4f, r: u32, c: u32, row0: u32, end: u32, head: u32, id: vec3u, column0: u32) {
-  let gate0 = (id.z * P.heads + head) * P.time;
+// What is written of tokens row0 …: results, rows 4 down … and columns across, across + 16, … of them, and sums of rows 4 down ….
+fn write(results: array<vec4f, 4>, down: u32, across: u32, row0: u32, end: u32, column0: u32, id: vec3u) {
+  let gate0 = (id.z * P.heads + id.y / P.members) * P.time;
   for (var i = 0u; i < 4u; i++) {
-    let own = row0 + 4u * c + i;
-    if (SUM && r == 0u && column0 == 0u && own < end) {
-      let at = (id.z * P.time + own) * P.heads * P.members + id.y;
-      let value = weight_of(gate0, own, end) * rowTotal[i];
-      if (P.accumulate == 1u) { store_rowSum(at, load_rowSum(at) + value); }
-      else { store_rowSum(at, value); }
-    }
-    let row = row0 + 4u * r + i;
-    if (row >= end) { continue; }
+    let row = row0 + 4u * down + i;
+    if (row >= end) { break; }
     let weight = weight_of(gate0, row, end);
     let at = (id.z * P.time + row) * P.heads * P.members + id.y;
     for (var j = 0u; j < 4u; j++) {
-      let column = column0 + 4u * c + j;
+      let column = column0 + across + 16u * j;
       if (column >= P.valueDim) { break; }
       let to = at * P.valueDim + column;
-      let value = weight * total[j][i];
+      let value = weight * results[j][i];
       if (P.accumulate == 1u) { store_result(to, load_result(to) + value); }
       else { store_result(to, value); }
     }
+  }
+}
+fn write_sums(sums: vec4f, down: u32, row0: u32, end: u32, id: vec3u) {
+  let gate0 = (id.z * P.heads + id.y / P.members) * P.time;
+  for (var i = 0u; i < 4u; i++) {
+    let row = row0 + 4u * down + i;
+    if (row >= end) { break; }
+    let at = (id.z * P.time + row) * P.heads * P.members + id.y;
+    let value = weight_of(gate0, row, end) * sums[i];
+    if (P.accumulate == 1u) { store_rowSum(at, load_rowSum(at) + value); }
+    else { store_rowSum(at, value); }
   }
 }
 
@@ -72,21 +78,17 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane:
   if (row0 >= end) { return; }
   let state = (b * P.chunks + chunk) * P.heads + head;
 
-  // Lane (r, c) fills feature r of rows 4c … on the left, and feature c of columns 4r … on the right.
-  // Added up in runs of 256 features: one long f32 sum of terms of either sign would lose a digit at degree 4.
+  // Lane (r, c) fills feature r of rows 4c … on the left, and feature c of columns r, r + 16, … on the right; it keeps rows 4c …
+  // and columns r, …, so that lanes side by side read and write what lies side by side.
   ${both(
     (k) => `var origin_${k}: vec4u;
   for (var j = 0u; j < 4u; j++) { origin_${k}[j] = b * P.xB + min(row0 + ${64 * k}u + 4u * c + j, end - 1u) * P.xT + id.y * P.xH; }
-  var total_${k} = array<vec4f, 4>();
   var run_${k} = array<vec4f, 4>();
+  ${inRuns ? `var total_${k} = array<vec4f, 4>();` : ""}
   var sum_${k} = vec4f(0);`,
   )}
   for (var base = 0u; base < P.features; base += STEP) {
-    if ((base & 255u) == 0u) {
-      for (var j = 0u; j < 4u; j++) {
-        ${both((k) => `total_${k}[j] += run_${k}[j]; run_${k}[j] = vec4f(0);`)}
-      }
-    }
+    ${inRuns ? `if ((base & 255u) == 0u) { for (var j = 0u; j < 4u; j++) { ${both((k) => `total_${k}[j] += run_${k}[j]; run_${k}[j] = vec4f(0);`)} } }` : ""}
     let own = monomial(base + r);
     ${both((k) => `var phi_${k} = vec4f(own.root);`)}
     for (var k = 0u; k < DEGREE; k++) {
@@ -99,7 +101,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane:
     var s = vec4f(0);
     if (base + c < P.features) {
       for (var j = 0u; j < 4u; j++) {
-        let i = column0 + 4u * r + j;
+        let i = column0 + r + 16u * j;
         if (i < P.valueDim) { s[j] = load_s((state * P.features + base + c) * P.valueDim + i); }
       }
     }
@@ -111,11 +113,15 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane:
     ${both((k) => `left[${256 * k}u + slot(r, c)] = phi_${k};`)}
     right[slot(c, r)] = s;
     workgroupBarrier();
-    ${rowTiles === 1 ? "multiply(&run_0, r, c);" : "multiply_both(&run_0, &run_1, r, c);"}
+    ${rowTiles === 1 ? "multiply(&run_0, c, r);" : "multiply_both(&run_0, &run_1, c, r);"}
   }
   ${both(
-    (k) => `for (var j = 0u; j < 4u; j++) { total_${k}[j] += run_${k}[j]; }
-  write(total_${k}, sum_lanes(sum_${k}, r, c), r, c, row0 + ${64 * k}u, end, head, id, column0);`,
+    (k) => `${inRuns ? `for (var j = 0u; j < 4u; j++) { run_${k}[j] += total_${k}[j]; }` : ""}
+  write(run_${k}, c, r, row0 + ${64 * k}u, end, column0, id);
+  if (SUM) {
+    let sums = sum_lanes(sum_${k}, r, c);
+    if (r == 0u && column0 == 0u) { write_sums(sums, c, row0 + ${64 * k}u, end, id); }
+  }`,
   )}
 }`;
 };
@@ -281,7 +287,7 @@ export function readState(
 ): void {
   const device = webgpuDevice(x);
   const { constants, parameters, xHeads } = shared(plan, side, x, accumulate);
-  const rowTiles = plan.chunkSize > 64 ? 2 : 1;
+  const rowTiles = plan.chunkSize > 64 && plan.degree <= 2 ? 2 : 1;
   const tiles = plan.chunks * Math.ceil(plan.chunkSize / (64 * rowTiles));
   const unused = rowSum
     ? ""
@@ -299,7 +305,7 @@ export function readState(
       ...(rowSum && { rowSum: { dtype: "f32", access: "write" } as const }),
     },
     parameters: PARAMETERS,
-    body: unused + tilesOfRows(rowTiles) + WEIGHTS + queryBody(rowTiles),
+    body: unused + tilesOfRows(rowTiles) + WEIGHTS + queryBody(rowTiles, plan.degree),
   };
   device.dispatch(source, {
     tensors: {
