@@ -149,6 +149,14 @@ describeOnGpu("tensor operations on webgpu", () => {
         ],
         dtype,
       });
+      // So many matrices that workgroups take two tiles of rows each.
+      const transposed = (a: Tensor, b: Tensor) => a.transpose().matmul(b.transpose());
+      for (const [name, fn, first, second] of [
+        ["many", (a: Tensor, b: Tensor) => a.matmul(b), [130, 6], [6, 3]],
+        ["many, transposed", transposed, [6, 130], [3, 6]],
+      ] as const) {
+        await expectLikeOracle(on(), oracle, name, fn, { shapes: [[130, ...first], [...second]], dtype });
+      }
     });
   }
 
