@@ -66,6 +66,8 @@ export class WebGpuStorage extends Storage {
     private readonly pooled: boolean,
     /** Where the values begin in a caller's buffer, in bytes. */
     readonly byteOffset = 0,
+    /** The buffer's among the pool's. */
+    readonly number?: number,
   ) {
     super();
   }
@@ -279,7 +281,8 @@ export class WebGpuDevice extends Device {
         );
       }
     }
-    return new WebGpuStorage(this, dtype, length, this.#pool.take(size), true);
+    const buffer = this.#pool.take(size);
+    return new WebGpuStorage(this, dtype, length, buffer, true, 0, this.#pool.numberOf(buffer));
   }
 
   giveBack(buffer: GPUBuffer): void {
@@ -523,7 +526,7 @@ export class WebGpuDevice extends Device {
 
   /** The part of a tensor's buffer that its elements span, from an aligned start. */
   #bind(kernel: string, name: string, tensor: Dispatch["tensors"][string]): Bound {
-    const { buffer, byteOffset, dtype } = tensor.storage as WebGpuStorage;
+    const { buffer, byteOffset, dtype, number } = tensor.storage as WebGpuStorage;
     const width = DTYPE_BYTES[dtype];
     const start = byteOffset + tensor.offset * width;
     const { shape, strides } = tensor;
@@ -541,7 +544,7 @@ export class WebGpuDevice extends Device {
     return {
       resource: { buffer, offset, size },
       origin: (start - offset) / width,
-      number: this.#pool.numberOf(buffer),
+      number,
     };
   }
 

@@ -30,13 +30,31 @@ export interface KernelSource {
   body: string;
 }
 
+const keys = new WeakMap<KernelSource, string>();
+
 /** The pipeline's name in the cache: everything that its text depends on. */
-export function kernelKey({ name, constants, tensors }: KernelSource): string {
+export function kernelKey(source: KernelSource): string {
+  return keys.get(source) ?? keyOf(source);
+}
+
+function keyOf({ name, constants, tensors }: KernelSource): string {
   const types = Object.entries(tensors).map(
     ([tensor, { dtype, access, vectors, wide, atomic }]) =>
       `${tensor}:${dtype}:${access}${vectors ? ":vectors" : ""}${wide ? ":8" : ""}${atomic ? ":atomic" : ""}`,
   );
   return `${name}|${Object.values(constants).join()}|${types.join()}`;
+}
+
+const kept = new Map<string, KernelSource>();
+
+/** What `make` gives, made once for a key: for kernels that are dispatched hundreds of times in a millisecond or two. */
+export function keptSource(key: string, make: () => KernelSource): KernelSource {
+  const known = kept.get(key);
+  if (known) return known;
+  const made = make();
+  keys.set(made, keyOf(made));
+  kept.set(key, made);
+  return made;
 }
 
 /** A uniform field of each tensor: where its first element is in what is bound. */

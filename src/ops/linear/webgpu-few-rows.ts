@@ -1,5 +1,5 @@
 import { webgpuDevice } from "../../devices/webgpu/device.js";
-import type { Binding, KernelSource } from "../../devices/webgpu/kernel.js";
+import { type Binding, type KernelSource, keptSource } from "../../devices/webgpu/kernel.js";
 import { startsWide, WIDE } from "../../devices/webgpu/wide.js";
 import { empty, type Tensor } from "../../tensor/tensor.js";
 import { activationText } from "../elementwise/webgpu.js";
@@ -150,6 +150,33 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
 }`;
 }
 
+function sourceOf(
+  x: Tensor,
+  products: readonly FewRowsProduct[],
+  norm: NormBefore | undefined,
+  lanes: number,
+): KernelSource {
+  const [rows, inputs] = x.shape;
+  const constants: KernelSource["constants"] = { ROWS: rows, LANES: lanes };
+  const tensors: KernelSource["tensors"] = { x: read(x, true) };
+  const parameters: KernelSource["parameters"] = { inputs: "u32", xRow: "u32", epsilon: "f32" };
+  if (norm) {
+    Object.assign(constants, { INPUTS: inputs, CENTERED: norm.centered });
+    tensors.normWeight = read(norm.weight, true);
+    if (norm.bias) tensors.normBias = read(norm.bias, true);
+  }
+  for (const [n, { weight, bias, residual, dtype }] of products.entries()) {
+    constants[`PAIRS${n}`] = weight.shape[0] % 2 === 0 || rows === 1;
+    tensors[`weight${n}`] = read(weight, true);
+    if (bias) tensors[`bias${n}`] = read(bias);
+    if (residual) tensors[`residual${n}`] = read(residual);
+    tensors[`result${n}`] = { dtype, access: "write" };
+    for (const name of ["outputs", "weightRow", "begin"]) parameters[name + n] = "u32";
+  }
+  const name = `${norm ? "norm-" : ""}linear-few-rows-${products.map(({ activation }) => activation).join("-")}`;
+  return { name, constants, tensors, parameters, body: bodyOf(products, norm) };
+}
+
 /**
  * linear for a few rows, such as one token, with one or more weights side by side: `lanes` invocations read a row of a
  * weight together, each row once and in vectors, and add up their shares.
@@ -158,50 +185,32 @@ export function linearFewRows(x: Tensor, products: readonly FewRowsProduct[], no
   const device = webgpuDevice(x);
   const [rows, inputs] = x.shape;
   const lanes = Math.min(128, Math.max(8, 2 ** Math.ceil(Math.log2(inputs / WIDE / VECTORS))));
-  const constants: KernelSource["constants"] = { ROWS: rows, LANES: lanes };
-  const bindings: KernelSource["tensors"] = { x: read(x, true) };
   const tensors: Record<string, Tensor> = { x };
-  const types: KernelSource["parameters"] = { inputs: "u32", xRow: "u32", epsilon: "f32" };
   const parameters: Record<string, number> = { inputs, xRow: x.strides[0], epsilon: norm?.epsilon ?? 0 };
-  const bind = (name: string, tensor: Tensor, binding: Binding) => {
-    bindings[name] = binding;
-    tensors[name] = tensor;
-  };
-  const give = (name: string, value: number) => {
-    types[name] = "u32";
-    parameters[name] = value;
-  };
+  let key = `linear few rows ${rows} ${lanes} ${x.dtype}`;
   if (norm) {
-    constants.INPUTS = inputs;
-    constants.CENTERED = norm.centered;
-    bind("normWeight", norm.weight, read(norm.weight, true));
-    if (norm.bias) bind("normBias", norm.bias, read(norm.bias, true));
+    key += ` ${inputs} ${norm.centered} ${norm.weight.dtype} ${norm.bias?.dtype}`;
+    tensors.normWeight = norm.weight;
+    if (norm.bias) tensors.normBias = norm.bias;
   }
-  let name = norm ? "norm-linear-few-rows" : "linear-few-rows";
   let groups = 0;
   const results: Tensor[] = [];
-  for (const [n, { weight, bias, activation, residual, dtype }] of products.entries()) {
+  for (let n = 0; n < products.length; n++) {
+    const { weight, bias, activation, residual, dtype } = products[n];
     const outputs = weight.shape[0];
+    key += ` ${activation} ${outputs % 2} ${weight.dtype} ${bias?.dtype} ${residual?.dtype} ${dtype}`;
     const result = empty([rows, outputs], device, dtype);
-    name += `-${activation}`;
-    constants[`PAIRS${n}`] = outputs % 2 === 0 || rows === 1;
-    bind(`weight${n}`, weight, read(weight, true));
-    if (bias) bind(`bias${n}`, bias, read(bias));
-    if (residual) bind(`residual${n}`, residual, read(residual));
-    bind(`result${n}`, result, { dtype, access: "write" });
-    give(`outputs${n}`, outputs);
-    give(`weightRow${n}`, weight.strides[0]);
-    give(`begin${n}`, groups); // its workgroups
+    tensors[`weight${n}`] = weight;
+    if (bias) tensors[`bias${n}`] = bias;
+    if (residual) tensors[`residual${n}`] = residual;
+    tensors[`result${n}`] = result;
+    parameters[`outputs${n}`] = outputs;
+    parameters[`weightRow${n}`] = weight.strides[0];
+    parameters[`begin${n}`] = groups; // its workgroups
     groups += Math.ceil(outputs / (256 / lanes));
     results.push(result);
   }
-  const source: KernelSource = {
-    ...{ name, constants, tensors: bindings, parameters: types },
-    // Made only where it is compiled.
-    get body() {
-      return bodyOf(products, norm);
-    },
-  };
+  const source = keptSource(key, () => sourceOf(x, products, norm, lanes));
   device.dispatch(source, { tensors, parameters, workgroups: device.spread(groups) });
   return results;
 }

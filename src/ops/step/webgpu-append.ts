@@ -1,5 +1,5 @@
 import { webgpuDevice } from "../../devices/webgpu/device.js";
-import type { Binding, KernelSource } from "../../devices/webgpu/kernel.js";
+import { type Binding, type KernelSource, keptSource } from "../../devices/webgpu/kernel.js";
 import type { DType } from "../../tensor/dtype.js";
 import { empty, type Tensor } from "../../tensor/tensor.js";
 import { beside } from "../power-attention/views.js";
@@ -123,7 +123,11 @@ export function append(plan: StepPlan, carry: Carry, inputs: StepInputs): { gate
   const [kB, kT, kH] = k.strides;
   const [vB, vT, vH] = v.strides;
   const tails = { logG: logG ?? absent(k), tailK: carry.k, tailV: carry.v, tailG: carry.logG, gates };
-  device.dispatch(appendKernel(k.dtype, logG !== undefined, all !== undefined), {
+  const [gated, together] = [logG !== undefined, all !== undefined];
+  const source = keptSource(`step append ${k.dtype} ${gated} ${together}`, () =>
+    appendKernel(k.dtype, gated, together),
+  );
+  device.dispatch(source, {
     tensors: all ? { all, angles: inputs.angles!, queries, ...tails } : { k, v, ...tails },
     parameters: {
       ...{ tokens, heads, group: queryHeads / heads, headDim, valueDim, tail, foldLength },

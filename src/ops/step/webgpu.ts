@@ -1,5 +1,5 @@
 import { type WebGpuDevice, webgpuDevice } from "../../devices/webgpu/device.js";
-import type { KernelSource } from "../../devices/webgpu/kernel.js";
+import { type KernelSource, keptSource } from "../../devices/webgpu/kernel.js";
 import { GATES } from "../../devices/webgpu/tiles.js";
 import { rowsAreWide, WIDE } from "../../devices/webgpu/wide.js";
 import type { DType } from "../../tensor/dtype.js";
@@ -121,10 +121,12 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane:
 });
 
 /** Each query: the tail's pairs, what its state's parts say, and the normalisation. */
-const outputKernel = (q: Tensor, k: Tensor, dtype: DType, plan: StepPlan, columns: number): KernelSource => {
-  const wide =
-    rowsAreWide(plan.headDim, q, k) &&
-    q.strides.slice(0, 3).every((step, axis) => step % WIDE === 0 || q.shape[axis] === 1);
+/** Whether scores are products of eight values at a time. */
+const scoresAreWide = (q: Tensor, k: Tensor, { headDim }: StepPlan) =>
+  rowsAreWide(headDim, q, k) && [0, 1, 2].every((axis) => q.strides[axis] % WIDE === 0 || q.shape[axis] === 1);
+
+const outputKernel = (q: Tensor, wide: boolean, dtype: DType, plan: StepPlan): KernelSource => {
+  const columns = columnsOf(plan.valueDim);
   return {
     name: "step-output",
     constants: {
@@ -256,7 +258,11 @@ function readState(device: WebGpuDevice, plan: StepPlan, carry: Carry, q: Tensor
   const rows = batch * tokens * queryHeads;
   const results = empty([parts, rows, valueDim + 1], device, "f32");
   const [qB, qT, qH] = q.strides;
-  device.dispatch(readKernel(q, degree, columnsOf(valueDim), columnsAtOnce(plan, carry.s!)), {
+  const [columns, atOnce] = [columnsOf(valueDim), columnsAtOnce(plan, carry.s!)];
+  const source = keptSource(`step read ${q.dtype} ${degree} ${columns} ${atOnce}`, () =>
+    readKernel(q, degree, columns, atOnce),
+  );
+  device.dispatch(source, {
     tensors: { q, s: carry.s!, z: carry.z!, monomials: monomialTable(q, headDim, degree), results },
     parameters: { tokens, heads, group: queryHeads / heads, valueDim, features: expandedDim, rows, qB, qT, qH },
     workgroups: [parts, heads, batch],
@@ -273,7 +279,10 @@ function step(plan: StepPlan, carry: Carry, inputs: StepInputs): Tensor {
   const out = empty([batch, tokens, queryHeads, valueDim], device, dtype);
   const rows = batch * tokens * queryHeads;
   const [qB, qT, qH] = q.strides;
-  device.dispatch(outputKernel(q, carry.k, dtype, plan, columnsOf(valueDim)), {
+  const wide = scoresAreWide(q, carry.k, plan);
+  const key = `step output ${q.dtype} ${dtype} ${wide} ${degree} ${columnsOf(valueDim)} ${folded} ${plan.normalize}`;
+  const source = keptSource(key, () => outputKernel(q, wide, dtype, plan));
+  device.dispatch(source, {
     tensors: { q, k: carry.k, v: carry.v, gates, results, out },
     parameters: {
       tokens,
