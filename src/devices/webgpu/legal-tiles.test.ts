@@ -11,8 +11,9 @@ const LIMITS = {
 describe("tiles", () => {
   test.each([
     ["accumulate", { groups: 4, steps: 32, down: 4, across: 1 }],
-    ["accumulateWide", { groups: 4, steps: 32, down: 4, across: 2 }],
+    ["accumulateWide", { groups: 2, steps: 32, down: 2, across: 2 }],
     ["read", { tokens: 256, down: 4, across: 1 }],
+    ["readWide", { tokens: 128, down: 2, across: 2 }],
     ["pairs", { rows: 64, keys: 16, down: 4 }],
     ["pairsQueriesWide", { rows: 64, keys: 16, down: 4 }],
     ["pairsKeys", { rows: 64, queries: 16, down: 4 }],
@@ -20,6 +21,7 @@ describe("tiles", () => {
     ["square", { down: 4, tokens: 2, octets: 4 }],
     ["softmax", { rows: 128, keys: 16, down: 4, across: 1 }],
     ["softmaxQueries", { rows: 64, keys: 16, down: 2, across: 2 }],
+    ["softmaxKeys", { rows: 64, queries: 16, down: 4, across: 1 }],
     ["softmaxKeysWide", { rows: 64, queries: 32, down: 4, across: 2 }],
     ["matmul", { rows: 128, columns: 128, steps: 32, down: 2, across: 2 }],
   ])("%s in use are legal", (kernel, tile) => {

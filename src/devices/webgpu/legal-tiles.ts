@@ -49,6 +49,9 @@ export function octetsAtOnce(octets: number, { K }: Matrices, limit: number): nu
 /** Its subgroups: the part of a state that workgroup memory also has grows with heads. */
 export const squareDown = (down: number, octets: number) => Math.min(down, octets <= 8 ? 8 : octets <= 16 ? 4 : 2);
 
+/** Octets of features that reading a state makes at a time. */
+export const READ_OCTETS = 4;
+
 const line = (octets: number) => 16 * rowStride(octets);
 
 /** Halves from one kept row to the next: an odd number of words, so that 32 rows start in different banks. */
@@ -163,7 +166,7 @@ const KERNELS: Record<string, Rules> = {
     numbers: ["tokens", "down", "across"],
     subgroups: ({ down, across }) => down * across,
     bytes: ({ tokens }, { M }, { y, kept }) =>
-      16 * foldedRows(4, M).size(tokens) + tokens * keptRow(kept) + 32 * line(y),
+      16 * foldedRows(READ_OCTETS, M).size(tokens) + tokens * keptRow(kept) + 8 * READ_OCTETS * line(y),
     rules: (tile, units, sizes) => [divides(tile, "tokens", 2 * tile.down * units.M), acrossColumns(tile, sizes)],
   },
   pairs: ofPairs("keys", 1, 1, 1),

@@ -1,6 +1,7 @@
 import { webgpuDevice } from "../../../devices/webgpu/device.js";
 import { each } from "../../../devices/webgpu/each.js";
 import type { KernelSource } from "../../../devices/webgpu/kernel.js";
+import { READ_OCTETS } from "../../../devices/webgpu/legal-tiles.js";
 import {
   columnMatrices,
   declareSums,
@@ -19,9 +20,7 @@ import { chunkRows, type Packed } from "./pack.js";
 import { LINE_AND_STATE } from "./text.js";
 import { MAKE_FEATURES, type PowerTiles, powerConstants } from "./tiles.js";
 
-/** Octets of features that are made and multiplied at once: half a group. */
-const OCTETS_AT_ONCE = 4;
-const FEATURES_AT_ONCE = OCTETS_AT_ONCE * OCTET;
+const FEATURES_AT_ONCE = READ_OCTETS * OCTET;
 
 /** φ(x_t)ᵀ s of a token's chunk: [tokens × features] by [features × columns], 32 features at a time, made as needed. */
 const body = (tiles: PowerTiles, columns: number, degree: number, xOctets: number) => {
@@ -35,7 +34,7 @@ const body = (tiles: PowerTiles, columns: number, degree: number, xOctets: numbe
     { lines: FEATURES_AT_ONCE, octets: columns / 8, stride: rowStride(columns / 8), lanes },
     (n) => `load4_s(s0 + ${n})`,
   );
-  const phi = foldedRows(OCTETS_AT_ONCE, tiles.M);
+  const phi = foldedRows(READ_OCTETS, tiles.M);
   // Rows beyond the chunk repeat its last: nothing is stored for them.
   const inChunk = (n: string) => `min(token0 + ${n}, CHUNK_ROWS - 1u)`;
   const ownTokens = Math.ceil(tokens / lanes);
@@ -48,7 +47,7 @@ const body = (tiles: PowerTiles, columns: number, degree: number, xOctets: numbe
       each(ownTokens, (k) =>
         within(
           k,
-          `make_octets(row0 + ${inChunk(n(k))}, f16(exp2(FEATURE_EXPONENT)), 8u * group + ${half * OCTETS_AT_ONCE}u, ${OCTETS_AT_ONCE}u, phiAt_${k});`,
+          `make_octets(row0 + ${inChunk(n(k))}, f16(exp2(FEATURE_EXPONENT)), 8u * group + ${half * READ_OCTETS}u, ${READ_OCTETS}u, phiAt_${k});`,
         ),
       ),
   };
@@ -77,7 +76,7 @@ const body = (tiles: PowerTiles, columns: number, degree: number, xOctets: numbe
         ),
       ),
   };
-  const features = degree === 2 ? square : (readHigher(degree, xOctets, tokens, lanes, OCTETS_AT_ONCE) ?? general);
+  const features = degree === 2 ? square : (readHigher(degree, xOctets, tokens, lanes, READ_OCTETS) ?? general);
   const turn = (half: number) => `{
     workgroupBarrier();
     ${part.keep}
