@@ -5,11 +5,13 @@ const SLOTS = 256;
 const USAGE_UNIFORM = 0x40 | 0x08; // UNIFORM | COPY_DST
 
 /**
- * Submitted at least this often, so that the GPU works while the rest of a step is still being recorded: soon at first, when
- * the GPU may be idle, then less and less often.
+ * Dispatches are submitted so many at a time: few at first, so that the GPU works while the rest is still being recorded and
+ * has little left to do when someone waits for the result, as for each token; many where a step goes on for long.
  */
-const FIRST_SUBMIT = 16;
-const DISPATCHES_PER_SUBMIT = 64;
+const FEW = 16;
+const MANY = 64;
+/** Submits of few. */
+const EARLY = 8;
 /** `writeBuffer` holds its copy until something is submitted. */
 const WRITES_PER_SUBMIT = 64 * 2 ** 20;
 
@@ -26,7 +28,8 @@ export class Recorder {
   #encoder: GPUCommandEncoder | undefined;
   #pass: GPUComputePassEncoder | undefined;
   #dispatches = 0;
-  #due = FIRST_SUBMIT;
+  /** Submits in a row that nobody asked for. */
+  #early = 0;
   #written = 0;
   /** Submits so far. */
   submits = 0;
@@ -53,10 +56,10 @@ export class Recorder {
     writeParameters: (view: DataView) => void,
     workgroups: readonly number[],
   ): void {
-    if (this.#dispatches >= this.#due) {
-      const due = Math.min(4 * this.#due, DISPATCHES_PER_SUBMIT);
+    if (this.#dispatches >= (this.#early < EARLY ? FEW : MANY)) {
+      const early = this.#early + 1;
       this.submit();
-      this.#due = due;
+      this.#early = early;
     }
     this.#encoder ??= this.gpu.createCommandEncoder();
     const timestampWrites = this.profile?.mark(pipeline.label);
@@ -96,7 +99,7 @@ export class Recorder {
     this.submits++;
     this.#encoder = undefined;
     this.#dispatches = 0;
-    this.#due = FIRST_SUBMIT;
+    this.#early = 0;
     this.#written = 0;
   }
 
