@@ -102,7 +102,8 @@ describeOnGpu("operations of modules on webgpu", () => {
 
   test.each(dtypes)("a norm and its products in one, %s", async (dtype) => {
     // With fewer bindings products go by themselves.
-    const few = await getDevice("webgpu", { device: await (await findAdapter())!.requestDevice() });
+    const gpu = await (await findAdapter())!.requestDevice();
+    const few = await getDevice("webgpu", { device: gpu });
     for (const [rows, width, centered] of [
       [1, 768, true],
       [3, 64, false],
@@ -138,6 +139,8 @@ describeOnGpu("operations of modules on webgpu", () => {
         }
       }
     }
+    few.dispose();
+    gpu.destroy();
   });
 
   test.each(dtypes)("rotary, %s", async (dtype) => {

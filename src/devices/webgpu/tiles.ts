@@ -86,6 +86,10 @@ fn max_lanes(value: vec4f, lane: u32, group: u32) -> vec4f {
 
 export const TILES = tilesOfRows(1);
 
+/** Of kernels with so many tiles of rows: adds their products to `sums_0` and, where there are two, `sums_1`, of rows c and columns r. */
+export const multiplyTiles = (rowTiles: 1 | 2, sums: string) =>
+  rowTiles === 1 ? `multiply(&${sums}_0, c, r);` : `multiply_both(&${sums}_0, &${sums}_1, c, r);`;
+
 /** Bytes of workgroup memory that TILES takes. */
 export const TILES_BYTES = 8192;
 

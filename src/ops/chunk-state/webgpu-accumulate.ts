@@ -1,7 +1,7 @@
 import { webgpuDevice } from "../../devices/webgpu/device.js";
 import { each } from "../../devices/webgpu/each.js";
 import type { KernelSource } from "../../devices/webgpu/kernel.js";
-import { GATES, tilesOfRows } from "../../devices/webgpu/tiles.js";
+import { GATES, multiplyTiles, tilesOfRows } from "../../devices/webgpu/tiles.js";
 import type { Tensor } from "../../tensor/tensor.js";
 import { MONOMIALS, monomialTable } from "../feature-map/webgpu-monomials.js";
 import type { SequencePlan } from "../power-attention/contract.js";
@@ -95,7 +95,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
       ${both((k) => `left[${256 * k}u + slot(c, r)] = phi_${k};`)}
       right[slot(c, r)] = y;
       workgroupBarrier();
-      ${rowTiles === 1 ? "multiply(&acc_0, c, r);" : "multiply_both(&acc_0, &acc_1, c, r);"}
+      ${multiplyTiles(rowTiles, "acc")}
     }
   }
   ${both(

@@ -3,7 +3,7 @@ import { each } from "../../devices/webgpu/each.js";
 import type { KernelSource } from "../../devices/webgpu/kernel.js";
 import { broadcastStrides, places } from "../../devices/webgpu/map.js";
 import { matricesOf } from "../../devices/webgpu/matrix-text.js";
-import { tilesOfRows } from "../../devices/webgpu/tiles.js";
+import { multiplyTiles, tilesOfRows } from "../../devices/webgpu/tiles.js";
 import type { DType } from "../../tensor/dtype.js";
 import { sizeOf } from "../../tensor/shape.js";
 import { empty, type Tensor } from "../../tensor/tensor.js";
@@ -62,7 +62,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane:
     ${both((k) => `left[${256 * k}u + slot(aStep, aGroup)] = x_${k};`)}
     right[slot(bStep, bGroup)] = y;
     workgroupBarrier();
-    ${rowTiles === 1 ? "multiply(&acc_0, c, r);" : "multiply_both(&acc_0, &acc_1, c, r);"}
+    ${multiplyTiles(rowTiles, "acc")}
   }
   ${both((k) => `write(acc_${k}, c, r, row0 + ${64 * k}u, column0, id.z);`)}
 }`;

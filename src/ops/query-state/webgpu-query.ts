@@ -1,24 +1,16 @@
 import { webgpuDevice } from "../../devices/webgpu/device.js";
 import { each } from "../../devices/webgpu/each.js";
 import type { KernelSource } from "../../devices/webgpu/kernel.js";
-import { GATES, TILES, tilesOfRows } from "../../devices/webgpu/tiles.js";
+import { multiplyTiles, TILES, tilesOfRows } from "../../devices/webgpu/tiles.js";
 import type { Tensor } from "../../tensor/tensor.js";
 import { MONOMIALS, monomialTable } from "../feature-map/webgpu-monomials.js";
 import type { SequencePlan } from "../power-attention/contract.js";
 import { absent } from "../power-attention/webgpu-gates.js";
 import { SQUARE_GRADIENT } from "./webgpu-square-gradient.js";
+import { TILE_OF_TOKENS, WEIGHTS } from "./webgpu-tokens.js";
 
 /** Which vectors read a state: queries, weighted scale^p · exp(G_t), or keys, weighted exp(G_end − G_t). */
 export type Side = "queries" | "keys";
-
-const WEIGHTS = `${GATES}
-// The chunk's place, and the weight of a token of it.
-fn weight_of(gate0: u32, t: u32, end: u32) -> f32 {
-  if (!GATED) { return P.factor; }
-  if (KEYS) { return P.factor * decay(gate_sum_at(gate0 + end - 1u), gate_sum_at(gate0 + t)); }
-  return P.factor * decay(gate_sum_at(gate0 + t), vec2f(0));
-}
-`;
 
 /**
  * result_t = weight_t · φ(x_t)ᵀ s and sum_t = weight_t · φ(x_t)·z with the state of t's chunk: [tokens × features] by
@@ -113,7 +105,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane:
     ${both((k) => `left[${256 * k}u + slot(r, c)] = phi_${k};`)}
     right[slot(c, r)] = s;
     workgroupBarrier();
-    ${rowTiles === 1 ? "multiply(&run_0, c, r);" : "multiply_both(&run_0, &run_1, c, r);"}
+    ${multiplyTiles(rowTiles, "run")}
   }
   ${both(
     (k) => `${inRuns ? `for (var j = 0u; j < 4u; j++) { run_${k}[j] += total_${k}[j]; }` : ""}
@@ -138,16 +130,7 @@ var<workgroup> tokens: array<f32, select(1, ROOM * 64, KEEP_X)>;
 
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane: u32) {
-  let r = lane & 15u;
-  let c = lane >> 4u;
-  let b = id.z;
-  let head = id.y / P.members;
-  let tilesPerChunk = (P.chunkSize + TILE - 1u) / TILE;
-  let chunk = id.x / tilesPerChunk;
-  let start = chunk * P.chunkSize;
-  let end = min(start + P.chunkSize, P.time);
-  let row0 = start + (id.x % tilesPerChunk) * TILE;
-  if (row0 >= end) { return; }
+  ${TILE_OF_TOKENS}
   let state = (b * P.chunks + chunk) * P.heads + head;
   let gate0 = (b * P.heads + head) * P.time;
 

@@ -1,3 +1,5 @@
+import { TILE_OF_TOKENS } from "./webgpu-tokens.js";
+
 /**
  * The gradient of x at degree 2, as `stateGradient` says it. dφ is made 64 features at a time, of a block of eight elements i and a
  * block of eight elements j ≥ i, so that what features give dx are sums over the rows and columns of that square:
@@ -25,16 +27,7 @@ fn sum_of(element: u32, first: u32, apart: u32, group: u32) -> vec4f {
 
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane: u32) {
-  let r = lane & 15u;
-  let c = lane >> 4u;
-  let b = id.z;
-  let head = id.y / P.members;
-  let tilesPerChunk = (P.chunkSize + TILE - 1u) / TILE;
-  let chunk = id.x / tilesPerChunk;
-  let start = chunk * P.chunkSize;
-  let end = min(start + P.chunkSize, P.time);
-  let row0 = start + (id.x % tilesPerChunk) * TILE;
-  if (row0 >= end) { return; }
+  ${TILE_OF_TOKENS}
   let state = ((b * P.chunks + chunk) * P.heads + head) * P.features;
   let gate0 = (b * P.heads + head) * P.time;
 
