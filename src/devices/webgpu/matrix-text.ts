@@ -105,6 +105,20 @@ ${widths.map((N) => `alias Right${N} = subgroup_matrix_right<f16, ${N}, ${K}>; a
 `;
 }
 
+/** Text once for each matrix of `steps` inner steps, which finds its own in `step`: unrolled, for kernels that are faster so. */
+export const eachStep = (steps: number, { K }: Pick<Matrices, "K">, text: string) =>
+  each(steps / K, (k) => `{ const step = ${k * K}u; ${text} }`);
+
+/** How lanes share out `size` things: in turn k a lane has the one `at(k)`, a sum, and the last turns may be `within` it or not. */
+export function turnsOf(size: number, lanes: number) {
+  const at = (k: number) => (k === 0 ? "lane" : `lane + ${k * lanes}u`);
+  return {
+    count: Math.ceil(size / lanes),
+    at,
+    within: (k: number, text: string) => ((k + 1) * lanes <= size ? text : `if (${at(k)} < ${size}u) { ${text} }`),
+  };
+}
+
 /**
  * A tile that comes into registers while the one before is in use: `lines` lines of `octets` octets from `source(n)`, to
  * `target` with lines `stride` apart. `declare` once, `fetch` and then `keep` for each tile. n comes as a sum, to be
@@ -115,11 +129,7 @@ export function tileAhead(
   { lines, octets, stride, lanes }: { lines: number; octets: number; stride: number; lanes: number },
   source: (n: string) => string,
 ) {
-  const size = lines * octets;
-  const count = Math.ceil(size / lanes);
-  const within = (k: number, text: string) =>
-    (k + 1) * lanes <= size ? text : `if (lane + ${k * lanes}u < ${size}u) { ${text} }`;
-  const n = (k: number) => (k === 0 ? "lane" : `lane + ${k * lanes}u`);
+  const { count, at: n, within } = turnsOf(lines * octets, lanes);
   const place = (k: number) =>
     stride === octets ? n(k) : `(${n(k)}) / ${octets}u * ${stride}u + (${n(k)}) % ${octets}u`;
   return {

@@ -4,6 +4,7 @@ import { stripColumns, tileProblem } from "../../devices/webgpu/legal-tiles.js";
 import {
   columnMatrices,
   declareSums,
+  eachStep,
   type Matrices,
   matrices,
   matrixConstants,
@@ -198,11 +199,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane:
         ${b.loadAtEdge}
       }
     }
-    ${each(
-      steps / units.K,
-      (k) => `{ const step = ${k * units.K}u;
-      ${multiplyAdd(own, matricesAcross, left, right)} }`,
-    )}
+    ${eachStep(steps, units, multiplyAdd(own, matricesAcross, left, right))}
     if (at >= P.inner) { break; }
   }
   let strip0 = group * ${stripQuads}u;

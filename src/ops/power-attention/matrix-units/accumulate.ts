@@ -9,6 +9,7 @@ import {
   rowStride,
   storeSums,
   tileAhead,
+  turnsOf,
 } from "../../../devices/webgpu/matrix-text.js";
 import { empty, type Tensor } from "../../../tensor/tensor.js";
 import type { SequencePlan } from "../contract.js";
@@ -25,13 +26,11 @@ import { MAKE_FEATURES, type PowerTiles, powerConstants } from "./tiles.js";
 const body = (tiles: PowerTiles, columns: number, degree: number, xOctets: number) => {
   const { groups, steps, down, across } = tiles.accumulate;
   const lanes = down * across * tiles.subgroupSize;
-  const laneAt = (k: number) => `(lane + ${k * lanes}u)`;
   // At degree 2 a lane makes features of the same two blocks all along, and fetches its next tokens' while it multiplies.
   // Nothing may be computed from what is fetched before it is needed: a lane waits where it first uses a load.
   const ahead = degree === 2;
-  const ownTokens = Math.ceil((steps * groups) / lanes);
-  const within = (k: number, text: string) =>
-    (k + 1) * lanes <= steps * groups ? text : `if (${laneAt(k)} < STEPS * GROUPS) { ${text} }`;
+  const { count: ownTokens, at, within } = turnsOf(steps * groups, lanes);
+  const laneAt = (k: number) => `(${at(k)})`;
   const values = tileAhead(
     "values",
     { lines: steps, octets: columns / 8, stride: rowStride(columns / 8), lanes },

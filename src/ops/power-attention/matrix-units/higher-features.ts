@@ -1,5 +1,6 @@
 import { each } from "../../../devices/webgpu/each.js";
 import { elementStride } from "../../../devices/webgpu/legal-tiles.js";
+import { turnsOf } from "../../../devices/webgpu/matrix-text.js";
 import { OCTET } from "./features.js";
 import { HALVES } from "./text.js";
 
@@ -31,10 +32,7 @@ function elementsAhead(
   { lines, octets, lanes }: { lines: number; octets: number; lanes: number },
   source: (n: string) => string,
 ) {
-  const size = lines * octets;
-  const count = Math.ceil(size / lanes);
-  const n = (k: number) => `lane + ${k * lanes}u`;
-  const within = (k: number, text: string) => ((k + 1) * lanes <= size ? text : `if (${n(k)} < ${size}u) { ${text} }`);
+  const { count, at: n, within } = turnsOf(lines * octets, lanes);
   return {
     declare: each(count, (k) => `var elements_next_${k} = vec4u(0);`),
     fetch: each(count, (k) => within(k, `elements_next_${k} = ${source(n(k))};`)),
@@ -61,11 +59,9 @@ const makeHigher = (token: string, octet: string, weight: string, at: string, su
 export function accumulateHigher(degree: number, octets: number, size: number, steps: number, lanes: number) {
   if (degree < 3) return undefined;
   const rows = elementsAhead({ lines: steps, octets, lanes }, (n) => `load4_x((row0 + base) * X_OCTETS + ${n})`);
-  const turns = Math.ceil(size / lanes);
-  const within = (k: number, text: string) =>
-    (k + 1) * lanes <= size ? text : `if (lane + ${k * lanes}u < ${size}u) { ${text} }`;
-  const token = (k: number) => `((lane + ${k * lanes}u) % STEPS)`;
-  const group = (k: number) => `min((lane + ${k * lanes}u) / STEPS, GROUPS - 1)`;
+  const { count: turns, at, within } = turnsOf(size, lanes);
+  const token = (k: number) => `((${at(k)}) % STEPS)`;
+  const group = (k: number) => `min((${at(k)}) / STEPS, GROUPS - 1)`;
   return {
     functions: `${HALVES}${higherFeatures("STEPS", octets, degree)}`,
     declare: `${rows.declare}
@@ -85,7 +81,7 @@ export function accumulateHigher(degree: number, octets: number, size: number, s
     make: each(turns, (k) =>
       within(
         k,
-        `{ let at = ${token(k)} * PHI_STRIDE + 8u * ((lane + ${k * lanes}u) / STEPS);
+        `{ let at = ${token(k)} * PHI_STRIDE + 8u * ((${at(k)}) / STEPS);
       let weight = f16(exp2(FEATURE_EXPONENT) * weight_${k});
       ${makeHigher(token(k), `octet_${k}`, "weight", "at", `_${k}`)} }`,
       ),
@@ -99,10 +95,9 @@ export function accumulateHigher(degree: number, octets: number, size: number, s
  */
 export function readHigher(degree: number, octets: number, tokens: number, lanes: number, atOnce: 4) {
   if (degree < 3) return undefined;
-  const turns = Math.ceil(tokens / lanes);
-  const n = (k: number) => `(lane + ${k * lanes}u)`;
+  const { count: turns, at, within } = turnsOf(tokens, lanes);
+  const n = (k: number) => `(${at(k)})`;
   const row = (token: string) => `(row0 + min(token0 + ${token}, CHUNK_ROWS - 1u))`;
-  const within = (k: number, text: string) => ((k + 1) * lanes <= tokens ? text : `if (${n(k)} < TOKENS) { ${text} }`);
   return {
     functions: `${HALVES}${higherFeatures("TOKENS", octets, degree)}`,
     begin: `for (var n = lane; n < TOKENS * X_OCTETS; n += LANES) {

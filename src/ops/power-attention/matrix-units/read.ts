@@ -11,6 +11,7 @@ import {
   rowStride,
   storeSums,
   tileAhead,
+  turnsOf,
 } from "../../../devices/webgpu/matrix-text.js";
 import { empty, type Tensor } from "../../../tensor/tensor.js";
 import type { SequencePlan } from "../contract.js";
@@ -37,9 +38,7 @@ const body = (tiles: PowerTiles, columns: number, degree: number, xOctets: numbe
   const phi = foldedRows(READ_OCTETS, tiles.M);
   // Rows beyond the chunk repeat its last: nothing is stored for them.
   const inChunk = (n: string) => `min(token0 + ${n}, CHUNK_ROWS - 1u)`;
-  const ownTokens = Math.ceil(tokens / lanes);
-  const n = (k: number) => `lane + ${k * lanes}u`;
-  const within = (k: number, text: string) => ((k + 1) * lanes <= tokens ? text : `if (${n(k)} < TOKENS) { ${text} }`);
+  const { count: ownTokens, at: n, within } = turnsOf(tokens, lanes);
   const general = {
     begin: "",
     fetch: "",

@@ -5,10 +5,12 @@ import { octetsAtOnce, squareDown } from "../../../devices/webgpu/legal-tiles.js
 import {
   columnMatrices,
   declareSums,
+  eachStep,
   foldedRows,
   matrices,
   multiplyAdd,
   storeSums,
+  turnsOf,
 } from "../../../devices/webgpu/matrix-text.js";
 import { empty, type Tensor } from "../../../tensor/tensor.js";
 import type { SequencePlan } from "../contract.js";
@@ -38,18 +40,15 @@ const body = (tiles: PowerTiles, { down, tokens, width, inner, parts }: Shape, b
   const lanes = down * subgroupSize;
   const products = foldedRows(inner, M);
   const part = foldedRows(inner, wide);
-  const gathers = Math.ceil((width * inner) / lanes);
-  const n = (k: number) => `(lane + ${k * lanes}u)`;
-  const within = (k: number, text: string) =>
-    (k + 1) * lanes <= width * inner ? text : `if (${n(k)} < ${width * inner}u) { ${text} }`;
+  const { count: gathers, at, within } = turnsOf(width * inner, lanes);
   const padded = width > blocks * OCTET;
   const perToken = (text: (k: number) => string) => each(tokens, text);
   const product = (k: number, octet: number) => `products[ownPlace + ${products.placeOf(k * subgroupSize) + octet}u]`;
   // Lanes keep a and the octet; features {a, b} are apart by a constant for b up to a, and where b is larger by another.
   const begin = each(
     gathers,
-    (k) => `let a_${k} = ${n(k)} / ${inner}u;
-  let octet_${k} = ${n(k)} % ${inner}u;
+    (k) => `let a_${k} = (${at(k)}) / ${inner}u;
+  let octet_${k} = (${at(k)}) % ${inner}u;
   let keptAt_${k} = ${part.place(`a_${k}`)} + octet_${k};
   let below_${k} = (state * P.features + feature(a_${k}, 0u)) * Y_OCTETS + octet_${k};
   let above_${k} = (state * P.features + 8u * a_${k}) * Y_OCTETS + octet_${k};`,
@@ -116,17 +115,17 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
       if (more) {
         ${fetch}
       }
-      ${each(
-        (inner * OCTET) / tiles.K,
-        (k) => `{ const step = ${k * tiles.K}u;
-        ${multiplyAdd(
+      ${eachStep(
+        inner * OCTET,
+        tiles,
+        multiplyAdd(
           own,
           columns,
           (i) =>
             `subgroupMatrixLoad<Left, row_major>(&products, ownRow / 2u * ${products.stride}u + ${products.placeOf(i * M)}u + step / 8u, ${products.stride}u)`,
           ({ octet, width: N }) =>
             `subgroupMatrixLoad<Right${N}, col_major>(&part_of_state, ${part.placeOf(octet * OCTET)}u + step / 8u, ${part.stride}u)`,
-        )} }`,
+        ),
       )}
       if (!more) { break; }
     }
