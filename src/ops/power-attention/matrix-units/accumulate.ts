@@ -73,8 +73,8 @@ ${higher?.functions ?? MAKE_FEATURES}
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
         @builtin(local_invocation_index) lane: u32) {
   let state = id.y + id.z * groups.y; // counts b, key head, chunk
-  if (state >= P.states) { return; }
   let chunk = state % P.chunks;
+  if (state >= P.states || chunk == P.unread) { return; }
   let line = state / P.chunks;
   let ownRow = ((lane / SUBGROUP) / ACROSS) * OWN_ROWS;
   let ownColumn = ((lane / SUBGROUP) % ACROSS) * OWN_COLUMNS;
@@ -133,7 +133,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
 
 /**
  * Sums of the features of x, keys or queries, with packed y beside them: f32 [B, H, N, features, columns], without the
- * powers of two that `levels` and y's exponents hold, and unweighted by multiplicity.
+ * powers of two that `levels` and y's exponents hold, and unweighted by multiplicity. Those of a chunk that are `unread` are not made.
  */
 export function accumulate(
   plan: SequencePlan,
@@ -142,6 +142,7 @@ export function accumulate(
   y: Packed,
   { tokens }: Levels,
   octets: Tensor,
+  unread: number = plan.chunks,
 ): Tensor {
   const { batch, heads, chunks, degree } = plan;
   const device = webgpuDevice(x.values);
@@ -171,13 +172,13 @@ export function accumulate(
       octets: { dtype: "i32", access: "read", vectors: degree > 2 },
       s: { dtype: "f32", access: "write" },
     },
-    parameters: { states: "u32", chunks: "u32", members: "u32", features: "u32" },
+    parameters: { states: "u32", chunks: "u32", members: "u32", features: "u32", unread: "u32" },
     body: body(tiles, columns, degree, x.octets),
   };
   const s = empty([batch, heads, chunks, features, columns], device, "f32");
   device.dispatch(source, {
     tensors: { x: x.values, y: y.values, tokens, octets, s },
-    parameters: { states, chunks, members: x.values.shape[0] / (states * chunkRows(plan)), features },
+    parameters: { states, chunks, members: x.values.shape[0] / (states * chunkRows(plan)), features, unread },
     workgroups: [features / (groups * GROUP), ...device.spread(states)],
   });
   return s;

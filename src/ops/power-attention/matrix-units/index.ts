@@ -13,7 +13,7 @@ import { type Packed, packGradients, packRows, packValues, type RowGradients, va
 import { pairs } from "./pairs.js";
 import { pairsGradients } from "./pairs-gradients.js";
 import { read } from "./read.js";
-import { type ChunkStates, scanStates } from "./scan.js";
+import { type ChunkStates, scanStates, unreadSums } from "./scan.js";
 import { squareGradient } from "./square-gradient.js";
 import { squareSums } from "./square-sums.js";
 import { type PowerTiles, powerTiles } from "./tiles.js";
@@ -102,7 +102,7 @@ interface Directed {
 function chunkStates(plan: SequencePlan, tiles: PowerTiles, keys: PackedKeys, directed: Directed): ChunkStates {
   const { side, x, y, levels: summed, first, wantLast } = directed;
   const [order, octets] = orderOf(plan, tiles, x.values);
-  const sums = accumulate(plan, tiles, x, y, summed, octets);
+  const sums = accumulate(plan, tiles, x, y, summed, octets, unreadSums(plan, side, wantLast));
   const { sumAt } = valueOctets(plan.valueDim, tiles);
   const { levels: keyLevels, valueLargest } = keys;
   const states = scanStates(plan, order, { sums, keys: keyLevels, summed, side, valueLargest, sumAt, first, wantLast });

@@ -146,6 +146,7 @@ fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) group
     let b = down * high;
     store4_s(at, vec4u(two_halves(a.x, a.y), two_halves(a.z, a.w), two_halves(b.x, b.y), two_halves(b.z, b.w)));
     if (isSum) { store_z(state * P.features + feature, a.x); }
+    if (!WANT_LAST && n + 1u == P.chunks) { break; } // sums that unreadSums names are not there
     let decay = load_factors(${FACTORS}u * state);
     low = decay * low + factor * bitcast<vec4f>(load4_sums(2u * at));
     high = decay * high + factor * bitcast<vec4f>(load4_sums(2u * at + 1u));
@@ -167,6 +168,12 @@ export interface ScanInputs {
   sumAt: number;
   first: Partial<State> | undefined;
   wantLast: boolean;
+}
+
+/** The chunk whose sums nobody reads: the last of the walk over them, where what leaves it is not asked for. */
+export function unreadSums({ chunks }: SequencePlan, side: "keys" | "queries", wantLast: boolean): number | undefined {
+  if (wantLast) return undefined;
+  return side === "keys" ? chunks - 1 : 0;
 }
 
 /** Carries sums over chunks: what enters each (keys, forwards), or arrives from those after it (queries, backwards). */
