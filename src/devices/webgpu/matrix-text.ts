@@ -120,21 +120,27 @@ export function turnsOf(size: number, lanes: number) {
 }
 
 /**
- * A tile that comes into registers while the one before is in use: `lines` lines of `octets` octets from `source(n)`, to
- * `target` with lines `stride` apart. `declare` once, `fetch` and then `keep` for each tile. n comes as a sum, to be
- * added to a place: that leaves one place and constants, where sums of sums took a register each.
+ * A tile that comes into registers while the one before is in use: `lines` lines of `octets` octets from `source(n)`, where they
+ * are `apart` (as long as they are, unless said), to `target` with lines `stride` apart. `declare` once, `fetch` and then `keep`
+ * for each tile. n comes as a sum, to be added to a place: that leaves one place and constants, where sums of sums took a register each.
  */
 export function tileAhead(
   name: string,
-  { lines, octets, stride, lanes }: { lines: number; octets: number; stride: number; lanes: number },
+  tile: { lines: number; octets: number; stride: number; lanes: number; apart?: number },
   source: (n: string) => string,
 ) {
+  const { lines, octets, stride, lanes, apart = octets } = tile;
   const { count, at: n, within } = turnsOf(lines * octets, lanes);
-  const place = (k: number) =>
-    stride === octets ? n(k) : `(${n(k)}) / ${octets}u * ${stride}u + (${n(k)}) % ${octets}u`;
+  const inLines = (k: number, length: number) =>
+    length === octets ? n(k) : `(${n(k)}) / ${octets}u * ${length}u + (${n(k)}) % ${octets}u`;
+  // Where turns are whole lines a lane's octets are apart by a constant.
+  const from = (k: number) =>
+    lanes % octets === 0 && apart !== octets
+      ? `${inLines(0, apart)} + ${((k * lanes) / octets) * apart}u`
+      : inLines(k, apart);
   return {
     declare: each(count, (k) => `var ${name}_next_${k} = vec4u(0);`),
-    fetch: each(count, (k) => within(k, `${name}_next_${k} = ${source(n(k))};`)),
-    keep: each(count, (k) => within(k, `${name}[${place(k)}] = ${name}_next_${k};`)),
+    fetch: each(count, (k) => within(k, `${name}_next_${k} = ${source(from(k))};`)),
+    keep: each(count, (k) => within(k, `${name}[${inLines(k, stride)}] = ${name}_next_${k};`)),
   };
 }

@@ -42,7 +42,7 @@ export function chunkAttentionGradientsOnMatrixUnits(
   const queries = levels(plan, q, inputs.gates, packedDy);
   const later = laterLevels(plan, queries);
   const near = pairsGradients(plan, tiles, { q, k, v, dy: packedDy, sumAt, keys: keys.levels, queries, later });
-  const shared = { states: undefined, firstChunk: 0, keys: keys.levels, later, dy: packedDy, valueLargest };
+  const shared = { states: undefined, keys: keys.levels, later, dy: packedDy, valueLargest };
   const [dQ, dK, dV] = [inputs.q, inputs.k, inputs.v].map(like);
   const [fromQ, fromK] = [inputs.q, inputs.k].map(products);
   joinGradient(plan, "q", { ...shared, near: near.dQ, flow: near.qFlow, x: q }, dQ, fromQ);

@@ -4,7 +4,7 @@ import { accumulate } from "../power-attention/matrix-units/accumulate.js";
 import { type HalfInputs, orderOf, packKeys, throughFeatures } from "../power-attention/matrix-units/index.js";
 import { joinGradient } from "../power-attention/matrix-units/join.js";
 import { valueOctets } from "../power-attention/matrix-units/pack.js";
-import { read } from "../power-attention/matrix-units/read.js";
+import { readValues } from "../power-attention/matrix-units/read.js";
 import { packStates, restoreStates } from "../power-attention/matrix-units/states.js";
 import type { PowerTiles } from "../power-attention/matrix-units/tiles.js";
 import type { ChunkStates } from "./contract.js";
@@ -44,8 +44,8 @@ export function chunkStateGradientsOnMatrixUnits(
   const { k, v, levels, valueLargest } = packKeys(plan, tiles, inputs);
   const [order, octets] = orderOf(plan, tiles, inputs.k);
   const states = packStates(plan, order, valueOctets(plan.valueDim, tiles), upstream);
-  const shared = { states, firstChunk: 0, keys: levels, x: k, valueLargest };
-  const fromFeatures = throughFeatures(plan, tiles, "keys", k, v, states, valueLargest, 0);
+  const shared = { states, keys: levels, x: k, valueLargest };
+  const fromFeatures = throughFeatures(plan, tiles, "keys", k, v, states, valueLargest);
   joinGradient(plan, "k", { ...shared, ...fromFeatures }, into.k, into.products);
-  joinGradient(plan, "v", { ...shared, far: read(plan, tiles, k, states.s, octets, 0) }, into.v);
+  joinGradient(plan, "v", { ...shared, far: readValues(plan, tiles, k, states, octets) }, into.v);
 }

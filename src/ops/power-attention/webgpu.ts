@@ -260,7 +260,15 @@ function halfGradients(
     const own = { ...share(into), v: take(into.v, part), products: into.products && share(into.products) };
     const upstream = { gradients: takeRows(gradients, part), first, dLast };
     const given = takeInputs(inputs, part);
-    dLast = backwardOnMatrixUnits(part.plan, tiles, given, upstream, own, first !== undefined, keptOf(kept));
+    dLast = backwardOnMatrixUnits(
+      part.plan,
+      tiles,
+      given,
+      upstream,
+      own,
+      first !== undefined,
+      keptOf(kept, part.plan, first !== undefined),
+    );
     if (part.time[0] === 0 && dLast) dInitials.unshift(dLast as State);
   }
   return { finals, dInitials, ...into };

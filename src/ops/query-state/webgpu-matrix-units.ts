@@ -32,7 +32,7 @@ export function queryStateOnMatrixUnits(
   const [order, octets] = orderOf(plan, tiles, x);
   const columns = valueOctets(plan.valueDim, tiles);
   const states = packStates(plan, order, columns, given);
-  const far = { read: read(plan, tiles, q, states.s, octets, 0), states, firstChunk: 0 };
+  const far = { read: read(plan, tiles, q, states, octets), states };
   const result = { y: into.output, rowSum: into.sum };
   finish(plan, false, undefined, far, q, levelsOfGates(plan, gates), absent(x), columns.sumAt, result);
 }
@@ -60,8 +60,8 @@ export function queryStateGradientsOnMatrixUnits(
   const dy = packGradients(plan, upstream, valueLargest, tiles);
 
   const states = packStates(plan, order, columns, given);
-  const fromFeatures = throughFeatures(plan, tiles, "queries", q, dy, states, valueLargest, 0);
-  const shared = { states, firstChunk: 0, keys: levelsOfGates(plan, gates), x: q, dy, valueLargest };
+  const fromFeatures = throughFeatures(plan, tiles, "queries", q, dy, states, valueLargest);
+  const shared = { states, keys: levelsOfGates(plan, gates), x: q, dy, valueLargest };
   joinGradient(plan, "q", { ...shared, ...fromFeatures }, into.q, into.products);
 
   const summed = levels(plan, q, gates, dy);

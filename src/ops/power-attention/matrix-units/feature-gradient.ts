@@ -117,7 +117,7 @@ fn sum_scale(line: u32, chunk: u32) -> f32 {
 
 /**
  * f32 [rows of x, 8 · octets], without powers of two: the gradient of packed x that read `states` (queries, with y = dy) or
- * made them (keys, with y = v and `states` their gradients). Chunks before `firstChunk` are left alone.
+ * made them (keys, with y = v and `states` their gradients). Chunks that no state reaches are left alone.
  */
 export function featureGradient(
   plan: SequencePlan,
@@ -125,11 +125,10 @@ export function featureGradient(
   side: "queries" | "keys",
   x: Packed,
   y: Packed,
-  { s, factors }: ChunkStates,
+  { s, factors, reached }: ChunkStates,
   octets: Tensor,
   sumAt: number,
   valueLargest: Tensor,
-  firstChunk: number,
 ): Tensor {
   const { heads, batch, chunks, degree } = plan;
   const device = webgpuDevice(x.values);
@@ -164,6 +163,7 @@ export function featureGradient(
       members: "u32",
       features: "u32",
       firstChunk: "u32",
+      endChunk: "u32",
       queries: "u32",
     },
     body: body(tiles, degree, x.octets, y.octets, sumAt),
@@ -172,7 +172,7 @@ export function featureGradient(
   device.dispatch(source, {
     tensors: { x: x.values, y: y.values, s, factors, valueLargest, octets, result },
     parameters: {
-      ...{ lines, chunks, heads, members: lines / (batch * heads * chunks), features: s.shape[3], firstChunk },
+      ...{ lines, chunks, heads, members: lines / (batch * heads * chunks), features: s.shape[3], ...reached },
       queries: Number(side === "queries"),
     },
     workgroups: [Math.ceil(chunkRows(plan) / (down * tiles.subgroupSize)), ...device.spread(lines)],

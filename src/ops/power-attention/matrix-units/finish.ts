@@ -8,7 +8,7 @@ import { absent } from "../webgpu-gates.js";
 import type { Levels } from "./levels.js";
 import { chunkRows, type Packed } from "./pack.js";
 import { WEIGHT_EXPONENT } from "./pairs.js";
-import { type ChunkStates, FACTORS } from "./scan.js";
+import { type ChunkStates, FACTORS, NONE_REACHED } from "./scan.js";
 import { EXPONENTS, putOctet } from "./text.js";
 import { FEATURE_EXPONENT } from "./tiles.js";
 
@@ -41,6 +41,7 @@ const kernel = (dtype: DType, constants: Record<string, number | boolean>): Kern
     chunks: "u32",
     valueDim: "u32",
     firstChunk: "u32",
+    endChunk: "u32",
     rows: "u32",
     scaleLog: "f32",
   },
@@ -58,7 +59,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   let line = (b * P.heads + head) * P.chunks + chunk;
   let token = 4u * (line * CHUNK_ROWS + t % P.chunkSize);
   let at = ((b * P.heads * P.group + queryHead) * P.chunks + chunk) * CHUNK_ROWS + t % P.chunkSize;
-  let reads = STATES && chunk >= P.firstChunk;
+  let reads = STATES && chunk >= P.firstChunk && chunk < P.endChunk;
   var ofState = vec2f(0);
   if (reads) {
     ofState = load_tokens(token + 2u) - FEATURE_EXPONENT +
@@ -113,7 +114,7 @@ export function finish(
   plan: SequencePlan,
   divide: boolean,
   near: Tensor | undefined,
-  far: { read: Tensor; states: ChunkStates; firstChunk: number } | undefined,
+  far: { read: Tensor; states: ChunkStates } | undefined,
   queries: Packed,
   keys: Levels,
   valueLargest: Tensor,
@@ -154,7 +155,7 @@ export function finish(
       },
       parameters: {
         ...{ time, heads, group: queryHeads / heads, chunkSize, chunks, valueDim, rows },
-        firstChunk: far?.firstChunk ?? 0,
+        ...(far?.states.reached ?? NONE_REACHED),
         scaleLog: degree * Math.log2(Math.abs(scale)),
       },
       workgroups: device.spread(Math.ceil(rows / 32)),

@@ -12,8 +12,8 @@ import { type Levels, laterLevels, levels } from "./levels.js";
 import { type Packed, packGradients, packRows, packValues, type RowGradients, valueOctets } from "./pack.js";
 import { pairs } from "./pairs.js";
 import { pairsGradients } from "./pairs-gradients.js";
-import { read } from "./read.js";
-import { type ChunkStates, scanStates, unreadSums } from "./scan.js";
+import { read, readValues } from "./read.js";
+import { type ChunkStates, isReached, reachedChunks, scanStates, unreadSums } from "./scan.js";
 import { squareGradient } from "./square-gradient.js";
 import { squareSums } from "./square-sums.js";
 import { type PowerTiles, powerTiles } from "./tiles.js";
@@ -127,15 +127,14 @@ export function throughFeatures(
   y: Packed,
   states: ChunkStates,
   valueLargest: Tensor,
-  from: number,
 ): { far: Tensor; sums?: FarSums } {
   const { sumAt } = valueOctets(plan.valueDim, tiles);
   if (plan.degree === 2) {
-    const far = squareGradient(plan, tiles, x, y, states.s, sumAt, from);
-    return { far, sums: { far: squareSums(plan, tiles, x, states.z, from), column: OCTET * sumAt } };
+    const far = squareGradient(plan, tiles, x, y, states, sumAt);
+    return { far, sums: { far: squareSums(plan, tiles, x, states), column: OCTET * sumAt } };
   }
   const [, octets] = orderOf(plan, tiles, x.values);
-  return { far: featureGradient(plan, tiles, side, x, y, states, octets, sumAt, valueLargest, from) };
+  return { far: featureGradient(plan, tiles, side, x, y, states, octets, sumAt, valueLargest) };
 }
 
 /** What a forward makes that its backward would make again. */
@@ -145,7 +144,7 @@ interface Kept {
   entering: ChunkStates | undefined;
 }
 
-/** What was kept, as tensors in a row, and back. */
+/** What was kept, as tensors in a row, and back. `given`: a state entered the first chunk. */
 export function keptTensors({ q, keys, entering }: Kept): Tensor[] {
   const { k, v, valueLargest, levels } = keys;
   const packed = [q, k, v].flatMap(({ values, exponents }) => [values, exponents]);
@@ -153,7 +152,7 @@ export function keptTensors({ q, keys, entering }: Kept): Tensor[] {
   return [...packed, valueLargest, levels.tokens, levels.largest, ...states];
 }
 
-export function keptOf(tensors: readonly Tensor[]): Kept | undefined {
+export function keptOf(tensors: readonly Tensor[], plan: SequencePlan, given: boolean): Kept | undefined {
   if (tensors.length === 0) return undefined;
   const [q, k, v] = [0, 2, 4].map((at) => {
     const [values, exponents] = tensors.slice(at);
@@ -161,7 +160,7 @@ export function keptOf(tensors: readonly Tensor[]): Kept | undefined {
   });
   const [valueLargest, tokens, largest, s, z, factors] = tensors.slice(6);
   const keys = { k, v, valueLargest, levels: { tokens, largest } };
-  return { q, keys, entering: s && { s, z, factors, last: undefined } };
+  return { q, keys, entering: s && { s, z, factors, reached: reachedChunks(plan, "keys", given), last: undefined } };
 }
 
 /** Fills `result`; returns the state that leaves where `wantLast`, and what the backward can use again. */
@@ -177,12 +176,10 @@ export function forwardOnMatrixUnits(
   const keys = packKeys(plan, tiles, inputs);
   const q = packRows(plan, inputs.q, tiles.stepMultiple);
   const near = pairs(plan, tiles, q, keys.k, keys.v, keys.levels);
-  const firstChunk = first ? 0 : 1;
-  const reads = plan.chunks > firstChunk;
+  const reads = isReached(reachedChunks(plan, "keys", first !== undefined));
   const states = reads || wantLast ? enteringStates(plan, tiles, keys, first, wantLast) : undefined;
   const [, octets] = orderOf(plan, tiles, q.values);
-  const far =
-    reads && states ? { read: read(plan, tiles, q, states.s, octets, firstChunk), states, firstChunk } : undefined;
+  const far = reads && states ? { read: read(plan, tiles, q, states, octets), states } : undefined;
   const { sumAt } = valueOctets(plan.valueDim, tiles);
   finish(plan, divide, near, far, q, keys.levels, keys.valueLargest, sumAt, result);
   return { last: states?.last, kept: { q, keys, entering: far?.states } };
@@ -233,26 +230,25 @@ export function backwardOnMatrixUnits(
   const later = laterLevels(plan, queryLevels);
   const near = pairsGradients(plan, tiles, { q, k, v, dy, sumAt, keys: keys.levels, queries: queryLevels, later });
 
-  const firstChunk = first ? 0 : 1;
-  const reads = plan.chunks > firstChunk;
+  const reads = isReached(reachedChunks(plan, "keys", first !== undefined));
   const entering = reads ? (kept?.entering ?? enteringStates(plan, tiles, keys, first, false)) : undefined;
-  const farQ = entering && throughFeatures(plan, tiles, "queries", q, dy, entering, valueLargest, firstChunk);
-  const arrives = plan.chunks > 1 || dLast !== undefined;
+  const farQ = entering && throughFeatures(plan, tiles, "queries", q, dy, entering, valueLargest);
+  const arrives = isReached(reachedChunks(plan, "queries", dLast !== undefined));
   const arriving =
     arrives || wantFirst
       ? chunkStates(plan, tiles, keys, {
           ...{ side: "queries", x: q, y: dy, levels: queryLevels, first: dLast, wantLast: wantFirst },
         })
       : undefined;
-  const farK = arriving && throughFeatures(plan, tiles, "keys", k, v, arriving, valueLargest, 0);
-  const farV = arriving && read(plan, tiles, k, arriving.s, octets, 0);
+  const farK = arriving && throughFeatures(plan, tiles, "keys", k, v, arriving, valueLargest);
+  const farV = arriving && readValues(plan, tiles, k, arriving, octets);
 
   const shared = { keys: keys.levels, later, dy, valueLargest };
   const parts = {
-    q: { ...shared, near: near.dQ, flow: near.qFlow, ...farQ, states: entering, firstChunk, x: q },
-    k: { ...shared, near: near.dK, flow: near.kFlow, ...farK, states: arriving, firstChunk: 0, x: k },
+    q: { ...shared, near: near.dQ, flow: near.qFlow, ...farQ, states: entering, x: q },
+    k: { ...shared, near: near.dK, flow: near.kFlow, ...farK, states: arriving, x: k },
   };
   for (const what of ["q", "k"] as const) joinGradient(plan, what, parts[what], into[what], into.products?.[what]);
-  joinGradient(plan, "v", { ...shared, near: near.dV, far: farV, states: arriving, firstChunk: 0, x: k }, into.v);
+  joinGradient(plan, "v", { ...shared, near: near.dV, far: farV, states: arriving, x: k }, into.v);
   return arriving?.last;
 }

@@ -8,7 +8,7 @@ import { absent } from "../webgpu-gates.js";
 import type { Levels } from "./levels.js";
 import { chunkRows, type Packed } from "./pack.js";
 import { GRADIENT_EXPONENT, WEIGHT_EXPONENT } from "./pairs.js";
-import { type ChunkStates, FACTORS } from "./scan.js";
+import { type ChunkStates, FACTORS, NONE_REACHED } from "./scan.js";
 import { EXPONENTS, putOctet } from "./text.js";
 import { FEATURE_EXPONENT } from "./tiles.js";
 
@@ -58,6 +58,7 @@ const kernel = (dtype: DType, constants: Record<string, number | boolean>): Kern
     xWidth: "u32",
     dyWidth: "u32",
     firstChunk: "u32",
+    endChunk: "u32",
     rows: "u32",
     scaleLog: "f32",
   },
@@ -99,7 +100,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
     far = load_keyTokens(4u * keyRow) + gateEnd - FEATURE_EXPONENT;
   }
   let nearFactor = exp2(near) * select(f32(DEGREE_LESS_1 + 1), 1.0, KIND == VALUES);
-  let reads = STATES && chunk >= P.firstChunk;
+  let reads = STATES && chunk >= P.firstChunk && chunk < P.endChunk;
   var farFactor = 0.0;
   var sumFactor = 0.0;
   if (reads) {
@@ -157,7 +158,6 @@ export interface JoinInputs {
   far?: Tensor;
   sums?: FarSums;
   states: ChunkStates | undefined;
-  firstChunk: number;
   keys: Levels;
   /** For pairs, at keys and values; and what pairs give of products. */
   later?: Tensor;
@@ -179,7 +179,7 @@ export function joinGradient(
   dx: Tensor,
   products?: Tensor,
 ): void {
-  const { near, far, sums, states, firstChunk, keys, later, flow, x, dy, valueLargest } = inputs;
+  const { near, far, sums, states, keys, later, flow, x, dy, valueLargest } = inputs;
   const { time, heads, chunkSize, chunks, degree, scale } = plan;
   const device = webgpuDevice(dx);
   const none = absent(dx);
@@ -218,7 +218,8 @@ export function joinGradient(
         products: products ?? empty([1], device, "f32"),
       },
       parameters: {
-        ...{ time, heads, members: xHeads / heads, chunkSize, chunks, width, firstChunk, rows },
+        ...{ time, heads, members: xHeads / heads, chunkSize, chunks, width, rows },
+        ...(states?.reached ?? NONE_REACHED),
         nearWidth: near?.shape[1] ?? 0,
         farWidth: far?.shape[1] ?? 0,
         xWidth: x.values.shape[1],

@@ -17,22 +17,24 @@ import { empty, type Tensor } from "../../../tensor/tensor.js";
 import type { SequencePlan } from "../contract.js";
 import { OCTET } from "./features.js";
 import { readHigher } from "./higher-features.js";
-import { chunkRows, type Packed } from "./pack.js";
+import { chunkRows, type Packed, valueOctets } from "./pack.js";
+import type { ChunkStates } from "./scan.js";
 import { LINE_AND_STATE } from "./text.js";
 import { MAKE_FEATURES, type PowerTiles, powerConstants } from "./tiles.js";
 
 const FEATURES_AT_ONCE = READ_OCTETS * OCTET;
 
 /** φ(x_t)ᵀ s of a token's chunk: [tokens × features] by [features × columns], 32 features at a time, made as needed. */
-const body = (tiles: PowerTiles, columns: number, degree: number, xOctets: number) => {
+const body = (tiles: PowerTiles, columns: number, ofState: number, degree: number, xOctets: number) => {
   const { tokens, down, across } = tiles.read;
   const own = tokens / (down * tiles.M);
   const matricesAcross = columnMatrices(columns / across, tiles);
   // A part of the state comes into registers while the one before is multiplied.
   const lanes = down * across * tiles.subgroupSize;
+  const octets = columns / 8;
   const part = tileAhead(
     "part",
-    { lines: FEATURES_AT_ONCE, octets: columns / 8, stride: rowStride(columns / 8), lanes },
+    { lines: FEATURES_AT_ONCE, octets, stride: rowStride(octets), lanes, apart: ofState / 8 },
     (n) => `load4_s(s0 + ${n})`,
   );
   const phi = foldedRows(READ_OCTETS, tiles.M);
@@ -98,8 +100,7 @@ const body = (tiles: PowerTiles, columns: number, degree: number, xOctets: numbe
   }`;
   return `${matrices(tiles)}
 const LANES = DOWN * ACROSS * SUBGROUP;
-const OCTETS = COLUMNS / 8;
-const PART = ${FEATURES_AT_ONCE}u * OCTETS;
+const PART = ${FEATURES_AT_ONCE}u * STATE_OCTETS;
 const OWN_ROWS = TOKENS / DOWN;
 const OWN_COLUMNS = COLUMNS / ACROSS;
 var<workgroup> phi: array<vec4u, ${phi.size(tokens)}>;
@@ -115,7 +116,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   let ownRow = ((lane / SUBGROUP) / ACROSS) * OWN_ROWS;
   let ownColumn = ((lane / SUBGROUP) % ACROSS) * OWN_COLUMNS;
   ${declareSums(own, matricesAcross)}
-  var s0 = state * P.features * OCTETS;
+  var s0 = state * P.features * STATE_OCTETS;
   ${features.begin}
   ${part.declare}
   ${part.fetch}
@@ -137,20 +138,20 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
 
 /**
  * What packed x reads from its chunks' states, f16 [B, H, N, features, columns] weighted by multiplicity: f32
- * [rows of x, columns], without the powers of two of either. Chunks before `firstChunk` are left alone.
+ * [rows of x, columns], without the powers of two of either. `columns`: the first ones alone. Chunks that no state reaches are left
+ * alone.
  */
 export function read(
   plan: SequencePlan,
   tiles: PowerTiles,
   x: Packed,
-  s: Tensor,
+  { s, reached }: ChunkStates,
   octets: Tensor,
-  firstChunk: number,
+  columns: number = s.shape[4],
 ): Tensor {
   const { batch, heads, chunks, degree } = plan;
   const device = webgpuDevice(x.values);
   const { tokens, down, across } = tiles.read;
-  const columns = s.shape[4];
   const rows = x.values.shape[0];
   const lines = rows / chunkRows(plan);
   const source: KernelSource = {
@@ -161,6 +162,7 @@ export function read(
       X_OCTETS: x.octets,
       S_STRIDE: rowStride(columns / 8),
       COLUMNS: columns,
+      STATE_OCTETS: s.shape[4] / OCTET,
       CHUNK_ROWS: chunkRows(plan),
       TOKENS: tokens,
       DOWN: down,
@@ -172,14 +174,27 @@ export function read(
       octets: { dtype: "i32", access: "read", vectors: degree > 2 },
       result: { dtype: "f32", access: "write" },
     },
-    parameters: { lines: "u32", chunks: "u32", members: "u32", features: "u32", firstChunk: "u32" },
-    body: body(tiles, columns, degree, x.octets),
+    parameters: { lines: "u32", chunks: "u32", members: "u32", features: "u32", firstChunk: "u32", endChunk: "u32" },
+    body: body(tiles, columns, s.shape[4], degree, x.octets),
   };
   const result = empty([rows, columns], device, "f32");
   device.dispatch(source, {
     tensors: { x: x.values, s, octets, result },
-    parameters: { lines, chunks, members: lines / (batch * heads * chunks), features: s.shape[3], firstChunk },
+    parameters: { lines, chunks, members: lines / (batch * heads * chunks), features: s.shape[3], ...reached },
     workgroups: [Math.ceil(chunkRows(plan) / tokens), ...device.spread(lines)],
   });
   return result;
+}
+
+/** The same without the column for sums, where subgroups can share the others out: the gradient of values has no use for it. */
+export function readValues(
+  plan: SequencePlan,
+  tiles: PowerTiles,
+  x: Packed,
+  states: ChunkStates,
+  octets: Tensor,
+): Tensor {
+  const { stride, sumAt } = valueOctets(plan.valueDim, tiles);
+  const columns = OCTET * (sumAt % tiles.read.across === 0 ? sumAt : stride);
+  return read(plan, tiles, x, states, octets, columns);
 }

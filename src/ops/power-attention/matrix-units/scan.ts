@@ -12,6 +12,22 @@ import { loadPublic, orderTable, storePublic } from "./public-order.js";
 import { EXPONENTS, HALVES } from "./text.js";
 import { FEATURE_EXPONENT } from "./tiles.js";
 
+/** The chunks that something reaches: states of those before or after are 0, and what would be read from them is not asked for. */
+export interface Reached {
+  firstChunk: number;
+  endChunk: number;
+}
+
+export const NONE_REACHED: Reached = { firstChunk: 0, endChunk: 0 };
+
+/** Keys reach the chunks after theirs and queries' gradients those before; what is `given` at the end reaches all. */
+export function reachedChunks({ chunks }: SequencePlan, side: "keys" | "queries", given: boolean): Reached {
+  const alone = given ? 0 : 1;
+  return side === "keys" ? { firstChunk: alone, endChunk: chunks } : { firstChunk: 0, endChunk: chunks - alone };
+}
+
+export const isReached = ({ firstChunk, endChunk }: Reached) => firstChunk < endChunk;
+
 /** States as `read` takes them. */
 export interface ChunkStates {
   /** f16 [B, H, N, features, columns], weighted by multiplicity. */
@@ -23,6 +39,7 @@ export interface ChunkStates {
    * likewise. States that were given, not scanned, have the last two alone.
    */
   factors: Tensor;
+  reached: Reached;
   /** Where asked for: what leaves the last chunk (or the first, going back), in the public order. */
   last: State | undefined;
 }
@@ -238,5 +255,5 @@ export function scanStates(plan: SequencePlan, order: FeatureOrder, inputs: Scan
       workgroups: [Math.ceil((order.features * columns) / 8 / 256), ...device.spread(lines)],
     },
   );
-  return { s, z, factors, last };
+  return { s, z, factors, reached: reachedChunks(plan, side, first !== undefined), last };
 }

@@ -16,6 +16,7 @@ import { empty, type Tensor } from "../../../tensor/tensor.js";
 import type { SequencePlan } from "../contract.js";
 import { OCTET } from "./features.js";
 import { chunkRows, type Packed } from "./pack.js";
+import type { ChunkStates } from "./scan.js";
 import { HALVES, LINE_AND_STATE } from "./text.js";
 import { type PowerTiles, powerConstants } from "./tiles.js";
 
@@ -142,9 +143,8 @@ export function squareGradient(
   tiles: PowerTiles,
   x: Packed,
   y: Packed,
-  s: Tensor,
+  { s, reached }: ChunkStates,
   sumAt: number,
-  firstChunk: number,
 ): Tensor {
   const { heads, batch, chunks, headDim } = plan;
   const device = webgpuDevice(x.values);
@@ -174,13 +174,13 @@ export function squareGradient(
       s: { dtype: "f16", access: "read", vectors: true },
       result: { dtype: "f32", access: "write" },
     },
-    parameters: { lines: "u32", chunks: "u32", members: "u32", features: "u32", firstChunk: "u32" },
+    parameters: { lines: "u32", chunks: "u32", members: "u32", features: "u32", firstChunk: "u32", endChunk: "u32" },
     body: body(tiles, { down, tokens, width, inner, parts: sumAt / inner }, blocks),
   };
   const result = empty([rows, width], device, "f32");
   device.dispatch(source, {
     tensors: { x: x.values, y: y.values, s, result },
-    parameters: { lines, chunks, members: lines / (batch * heads * chunks), features: s.shape[3], firstChunk },
+    parameters: { lines, chunks, members: lines / (batch * heads * chunks), features: s.shape[3], ...reached },
     workgroups: [Math.ceil(chunkRows(plan) / own), ...device.spread(lines)],
   });
   return result;

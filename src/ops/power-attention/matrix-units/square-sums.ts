@@ -7,6 +7,7 @@ import type { SequencePlan } from "../contract.js";
 import { OCTET } from "./features.js";
 import { chunkRows, type Packed } from "./pack.js";
 import { keepRows } from "./pairs-text.js";
+import type { ChunkStates } from "./scan.js";
 import { LINE_AND_STATE } from "./text.js";
 import { type PowerTiles, powerConstants } from "./tiles.js";
 
@@ -66,7 +67,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
  * f32 [rows of x, 8 · octets], without powers of two: the gradient of x through features at degree 2 from sums of weights, for
  * a gradient of sums of 1 in each row. It comes by itself, since the state's column for sums has a power of two of its own.
  */
-export function squareSums(plan: SequencePlan, tiles: PowerTiles, x: Packed, z: Tensor, firstChunk: number): Tensor {
+export function squareSums(plan: SequencePlan, tiles: PowerTiles, x: Packed, { z, reached }: ChunkStates): Tensor {
   const { heads, batch, chunks, headDim } = plan;
   const device = webgpuDevice(x.values);
   const rows = x.values.shape[0];
@@ -87,13 +88,13 @@ export function squareSums(plan: SequencePlan, tiles: PowerTiles, x: Packed, z: 
       z: { dtype: "f32", access: "read" },
       result: { dtype: "f32", access: "write" },
     },
-    parameters: { lines: "u32", chunks: "u32", members: "u32", features: "u32", firstChunk: "u32" },
+    parameters: { lines: "u32", chunks: "u32", members: "u32", features: "u32", firstChunk: "u32", endChunk: "u32" },
     body: body(tiles, x.octets),
   };
   const result = empty([rows, OCTET * x.octets], device, "f32");
   device.dispatch(source, {
     tensors: { x: x.values, z, result },
-    parameters: { lines, chunks, members: lines / (batch * heads * chunks), features: z.shape[3], firstChunk },
+    parameters: { lines, chunks, members: lines / (batch * heads * chunks), features: z.shape[3], ...reached },
     workgroups: [Math.ceil(chunkRows(plan) / (down * tiles.subgroupSize)), ...device.spread(lines)],
   });
   return result;

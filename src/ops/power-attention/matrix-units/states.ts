@@ -123,7 +123,7 @@ export function packStates(
   const bounds = { largestS: largest(s, [3, 4]), largestZ: largest(z, [3]) };
   const source = packKernel({ OCTETS: stride, SUM_AT: sumAt, HEADROOM: 14 - root });
   dispatchOver(plan, order, columns, source, { s, z, ...bounds, packed, sums, factors }, {});
-  return { s: packed, z: sums, factors, last: undefined };
+  return { s: packed, z: sums, factors, reached: { firstChunk: 0, endChunk: chunks }, last: undefined };
 }
 
 const restoreKernel = (constants: Record<string, number | boolean>): KernelSource => ({

@@ -33,7 +33,7 @@ fn log_of(power: f32) -> f32 { return f32(exponent_of(power) - 1); }
 export const LINE_AND_STATE = `let line = id.y + id.z * groups.y; // counts b, head, chunk
   if (line >= P.lines) { return; }
   let chunk = line % P.chunks;
-  if (chunk < P.firstChunk) { return; }
+  if (chunk < P.firstChunk || chunk >= P.endChunk) { return; }
   let state = (line / P.chunks / P.members) * P.chunks + chunk;`;
 
 /** `seen(place)`: how many of an octet's keys a row sees, by the row's place among them: beyond 2^31 where it is before them. */
