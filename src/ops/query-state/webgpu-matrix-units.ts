@@ -8,7 +8,7 @@ import { finish } from "../power-attention/matrix-units/finish.js";
 import { orderOf, throughFeatures } from "../power-attention/matrix-units/index.js";
 import { joinGradient } from "../power-attention/matrix-units/join.js";
 import { levels, levelsOfGates } from "../power-attention/matrix-units/levels.js";
-import { packGradients, packRows, valueOctets } from "../power-attention/matrix-units/pack.js";
+import { packGradients, packRows, summedInBlocks, valueOctets } from "../power-attention/matrix-units/pack.js";
 import { read } from "../power-attention/matrix-units/read.js";
 import { packStates, restoreStates } from "../power-attention/matrix-units/states.js";
 import type { PowerTiles } from "../power-attention/matrix-units/tiles.js";
@@ -52,7 +52,7 @@ export function queryStateGradientsOnMatrixUnits(
   upstream: { dy: Tensor; dsum: Tensor },
   into: QueryGradients,
 ): void {
-  const q = packRows(plan, x, tiles.stepMultiple);
+  const q = packRows(plan, x, tiles.stepMultiple, summedInBlocks(plan));
   const [order, octets] = orderOf(plan, tiles, x);
   const columns = valueOctets(plan.valueDim, tiles);
   const { sumAt } = columns;

@@ -16,14 +16,14 @@ import type { SequencePlan } from "../contract.js";
 import { GROUP } from "./features.js";
 import { accumulateHigher } from "./higher-features.js";
 import type { Levels } from "./levels.js";
-import { chunkRows, type Packed } from "./pack.js";
+import { chunkRows, type Packed, ROW_MULTIPLE } from "./pack.js";
 import { MAKE_FEATURES, type PowerTiles, powerConstants } from "./tiles.js";
 
 /**
  * Σ_t weight_t · φ(x_t) y_tᵀ over the tokens of a chunk: [features × tokens] by [tokens × columns]. Features are made in
  * workgroup memory, token by token, and read from there transposed.
  */
-const body = (tiles: PowerTiles, columns: number, degree: number, xOctets: number) => {
+const body = (tiles: PowerTiles, columns: number, degree: number, xOctets: number, inBlocks: boolean) => {
   const { groups, steps, down, across } = tiles.accumulate;
   const lanes = down * across * tiles.subgroupSize;
   // At degree 2 a lane makes features of the same two blocks all along, and fetches its next tokens' while it multiplies.
@@ -36,10 +36,14 @@ const body = (tiles: PowerTiles, columns: number, degree: number, xOctets: numbe
     { lines: steps, octets: columns / 8, stride: rowStride(columns / 8), lanes },
     (n) => `load4_y((row0 + base) * Y_OCTETS + ${n})`,
   );
+  // An octet of a token's row; where its tile begins counts rows.
+  const octetAt = (token: string, octet: string) =>
+    inBlocks ? `${token} + ${octet} * ${ROW_MULTIPLE}u` : `${token} * X_OCTETS + ${octet}`;
+  const inBlock = inBlocks && steps < ROW_MULTIPLE ? ` - base % ${ROW_MULTIPLE}u * (X_OCTETS - 1u)` : "";
   const fetchFeatures = each(
     ownTokens,
-    (k) => `low_${k} = load4_x((row0 + base) * X_OCTETS + lowAt_${k});
-      high_${k} = load4_x((row0 + base) * X_OCTETS + highAt_${k});
+    (k) => `low_${k} = load4_x((row0 + base) * X_OCTETS${inBlock} + lowAt_${k});
+      high_${k} = load4_x((row0 + base) * X_OCTETS${inBlock} + highAt_${k});
       weight_${k} = load_tokens(4u * (row0 + base) + tokenAt_${k});`,
   );
   const makeAhead = each(ownTokens, (k) =>
@@ -87,8 +91,8 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
           (
             k,
           ) => `let word_${k} = bitcast<u32>(load_octets(8u * min(id.x * GROUPS + ${laneAt(k)} / STEPS, P.features / 64u - 1u)));
-  let lowAt_${k} = ${laneAt(k)} % STEPS * X_OCTETS + (word_${k} & 255u) / 8u;
-  let highAt_${k} = ${laneAt(k)} % STEPS * X_OCTETS + (word_${k} >> 24u);
+  let lowAt_${k} = ${octetAt(`${laneAt(k)} % STEPS`, `((word_${k} & 255u) / 8u)`)};
+  let highAt_${k} = ${octetAt(`${laneAt(k)} % STEPS`, `(word_${k} >> 24u)`)};
   let tokenAt_${k} = 4u * (${laneAt(k)} % STEPS) + 3u;
   var low_${k} = vec4u(0); var high_${k} = vec4u(0); var weight_${k} = 0.0;`,
         )
@@ -164,6 +168,7 @@ export function accumulate(
       GROUPS: groups,
       DOWN: down,
       ACROSS: across,
+      BLOCKS: x.blocks !== undefined,
     },
     tensors: {
       x: { dtype: "f16", access: "read", vectors: true },
@@ -173,11 +178,11 @@ export function accumulate(
       s: { dtype: "f32", access: "write" },
     },
     parameters: { states: "u32", chunks: "u32", members: "u32", features: "u32", unread: "u32" },
-    body: body(tiles, columns, degree, x.octets),
+    body: body(tiles, columns, degree, x.octets, x.blocks !== undefined),
   };
   const s = empty([batch, heads, chunks, features, columns], device, "f32");
   device.dispatch(source, {
-    tensors: { x: x.values, y: y.values, tokens, octets, s },
+    tensors: { x: x.blocks ?? x.values, y: y.values, tokens, octets, s },
     parameters: { states, chunks, members: x.values.shape[0] / (states * chunkRows(plan)), features, unread },
     workgroups: [features / (groups * GROUP), ...device.spread(states)],
   });

@@ -9,7 +9,15 @@ import { type FeatureOrder, featureOrder, OCTET } from "./features.js";
 import { finish, type Output } from "./finish.js";
 import { type FarSums, joinGradient } from "./join.js";
 import { type Levels, laterLevels, levels } from "./levels.js";
-import { type Packed, packGradients, packRows, packValues, type RowGradients, valueOctets } from "./pack.js";
+import {
+  type Packed,
+  packGradients,
+  packRows,
+  packValues,
+  type RowGradients,
+  summedInBlocks,
+  valueOctets,
+} from "./pack.js";
 import { pairs } from "./pairs.js";
 import { pairsGradients } from "./pairs-gradients.js";
 import { read, readValues } from "./read.js";
@@ -79,7 +87,7 @@ export function packKeys(
   { k, v, gates }: Omit<HalfInputs, "q">,
   valueLargest = largestOfChunks(plan, v),
 ): PackedKeys {
-  const packed = packRows(plan, k, tiles.stepMultiple);
+  const packed = packRows(plan, k, tiles.stepMultiple, summedInBlocks(plan));
   return {
     k: packed,
     v: packValues(plan, v, valueLargest, tiles),
@@ -148,17 +156,21 @@ interface Kept {
 export function keptTensors({ q, keys, entering }: Kept): Tensor[] {
   const { k, v, valueLargest, levels } = keys;
   const packed = [q, k, v].flatMap(({ values, exponents }) => [values, exponents]);
+  const blocks = [q.blocks, k.blocks].filter((x) => x !== undefined);
   const states = entering ? [entering.s, entering.z, entering.factors] : [];
-  return [...packed, valueLargest, levels.tokens, levels.largest, ...states];
+  return [...packed, valueLargest, levels.tokens, levels.largest, ...blocks, ...states];
 }
 
 export function keptOf(tensors: readonly Tensor[], plan: SequencePlan, given: boolean): Kept | undefined {
   if (tensors.length === 0) return undefined;
   const [q, k, v] = [0, 2, 4].map((at) => {
     const [values, exponents] = tensors.slice(at);
-    return { values, exponents, octets: values.shape[1] / OCTET };
+    const packed: Packed = { values, exponents, octets: values.shape[1] / OCTET };
+    return packed;
   });
-  const [valueLargest, tokens, largest, s, z, factors] = tensors.slice(6);
+  const [valueLargest, tokens, largest, ...more] = tensors.slice(6);
+  if (summedInBlocks(plan)) for (const x of [q, k]) x.blocks = more.shift();
+  const [s, z, factors] = more;
   const keys = { k, v, valueLargest, levels: { tokens, largest } };
   return { q, keys, entering: s && { s, z, factors, reached: reachedChunks(plan, "keys", given), last: undefined } };
 }
@@ -174,7 +186,7 @@ export function forwardOnMatrixUnits(
   wantLast: boolean,
 ): { last: State | undefined; kept: Kept } {
   const keys = packKeys(plan, tiles, inputs);
-  const q = packRows(plan, inputs.q, tiles.stepMultiple);
+  const q = packRows(plan, inputs.q, tiles.stepMultiple, summedInBlocks(plan));
   const near = pairs(plan, tiles, q, keys.k, keys.v, keys.levels);
   const reads = isReached(reachedChunks(plan, "keys", first !== undefined));
   const states = reads || wantLast ? enteringStates(plan, tiles, keys, first, wantLast) : undefined;
@@ -224,7 +236,7 @@ export function backwardOnMatrixUnits(
   const [, octets] = orderOf(plan, tiles, inputs.q);
   const keys = kept?.keys ?? packKeys(plan, tiles, inputs);
   const { k, v, valueLargest } = keys;
-  const q = kept?.q ?? packRows(plan, inputs.q, tiles.stepMultiple);
+  const q = kept?.q ?? packRows(plan, inputs.q, tiles.stepMultiple, summedInBlocks(plan));
   const dy = packGradients(plan, gradients, valueLargest, tiles);
   const queryLevels = levels(plan, q, inputs.gates, dy);
   const later = laterLevels(plan, queryLevels);

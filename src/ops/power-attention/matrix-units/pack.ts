@@ -9,8 +9,8 @@ import { absent } from "../webgpu-gates.js";
 import { OCTET } from "./features.js";
 import { EXPONENTS, HALVES } from "./text.js";
 
-/** Rows of a chunk are padded with zeros to a multiple of this. */
-const ROW_MULTIPLE = 32;
+/** Rows of a chunk are padded with zeros to a multiple of this, and come so many to a block. */
+export const ROW_MULTIPLE = 32;
 
 /** Of a plan what decides where rows go. */
 export type PackPlan = Pick<SequencePlan, "batch" | "time" | "heads" | "chunkSize" | "chunks">;
@@ -30,6 +30,8 @@ export interface Packed {
   octets: number;
   /** f32 [B, heads, N, rows]: exponents of the powers of two that rows were divided by, where that is by row. */
   exponents: Tensor;
+  /** Of queries and keys at degree 2, in chunks: the same values by blocks of 32 rows, octets outermost, so that lanes with a row each read side by side. */
+  blocks?: Tensor;
 }
 
 const PARAMETERS = {
@@ -78,6 +80,7 @@ const kernel = (
       : { extra: { dtype: "f32", access: "read" } }),
     packed: { dtype: "f16", access: "write", vectors: true },
     exponents: { dtype: "f32", access: "write" },
+    ...(constants.BLOCKS && { blocks: { dtype: "f16", access: "write", vectors: true } }),
   },
   parameters: PARAMETERS,
   body: `enable f16;
@@ -172,9 +175,11 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   }
   if (!inside) { return; }
   let at = row * STRIDE + part;
-  store4_packed(at, vec4u(
+  let octet = vec4u(
     two_halves(scaled(value[0], e), scaled(value[1], e)), two_halves(scaled(value[2], e), scaled(value[3], e)),
-    two_halves(scaled(value[4], e), scaled(value[5], e)), two_halves(scaled(value[6], e), scaled(value[7], e))));
+    two_halves(scaled(value[4], e), scaled(value[5], e)), two_halves(scaled(value[6], e), scaled(value[7], e)));
+  store4_packed(at, octet);
+  ${constants.BLOCKS ? `store4_blocks((row / ${ROW_MULTIPLE}u * STRIDE + part) * ${ROW_MULTIPLE}u + row % ${ROW_MULTIPLE}u, octet);` : ""}
   if (part > 0u) { return; }
   // A row of zeros weighs nothing, whatever its exponent would be.
   if (BY_ROW) { store_exponents(row, select(f32(e), -1e9, most == 0u)); }
@@ -194,6 +199,8 @@ interface Packing {
   /** [B, T, heads] f32, itself or as what it is made of. */
   extra?: Tensor;
   mean?: Mean;
+  /** Where every octet of a row is loaded. */
+  inBlocks?: boolean;
 }
 
 /** [B, T, Hq, e] and [B, T, Hq] f32, contiguous: a mean of values and its sum of weights. */
@@ -202,7 +209,7 @@ interface Mean {
   rowSum: Tensor;
 }
 
-function pack(plan: PackPlan, x: Tensor, { octets, byRow, largest, extra, mean }: Packing): Packed {
+function pack(plan: PackPlan, x: Tensor, { octets, byRow, largest, extra, mean, inBlocks = false }: Packing): Packed {
   const { batch, time, heads: keyHeads, chunkSize, chunks } = plan;
   const [, , heads, width] = x.shape;
   const device = webgpuDevice(x);
@@ -211,6 +218,7 @@ function pack(plan: PackPlan, x: Tensor, { octets, byRow, largest, extra, mean }
     values: empty([rows, octets.stride * OCTET], device, "f16"),
     octets: octets.stride,
     exponents: empty([byRow ? rows : 1], device, "f32"),
+    ...(inBlocks && { blocks: empty([rows, octets.stride * OCTET], device, "f16") }),
   };
   const none = absent(x);
   const [xB, xT, xH] = x.strides;
@@ -220,6 +228,7 @@ function pack(plan: PackPlan, x: Tensor, { octets, byRow, largest, extra, mean }
       STRIDE: octets.stride,
       SUM_AT: octets.sumAt,
       BY_ROW: byRow,
+      BLOCKS: inBlocks,
       EXTRA: extra !== undefined || mean !== undefined,
       MEAN: mean !== undefined,
       MEAN_WIDE: mean !== undefined && rowsBeginWide(mean.mean),
@@ -231,6 +240,7 @@ function pack(plan: PackPlan, x: Tensor, { octets, byRow, largest, extra, mean }
         ...(mean ?? { extra: extra ?? none }),
         packed: packed.values,
         exponents: packed.exponents,
+        ...(packed.blocks && { blocks: packed.blocks }),
       },
       parameters: {
         ...{ rows, chunkRows: chunkRows(plan), time, chunkSize, chunks, heads, group: heads / keyHeads, width },
@@ -242,11 +252,14 @@ function pack(plan: PackPlan, x: Tensor, { octets, byRow, largest, extra, mean }
   return packed;
 }
 
-/** Queries or keys, each row by itself, as many elements as a multiple of `stepMultiple`. */
-export function packRows(plan: PackPlan, x: Tensor, stepMultiple: number): Packed {
+/** Queries or keys, each row by itself, as many elements as a multiple of `stepMultiple`; `inBlocks`: and once more, by blocks. */
+export function packRows(plan: PackPlan, x: Tensor, stepMultiple: number, inBlocks = false): Packed {
   const stride = (Math.ceil(x.shape[3] / stepMultiple) * stepMultiple) / OCTET;
-  return pack(plan, x, { octets: { stride, sumAt: stride }, byRow: true });
+  return pack(plan, x, { octets: { stride, sumAt: stride }, byRow: true, inBlocks });
 }
+
+/** Whether rows are to be packed in blocks, too: features of squares are summed over most of them. */
+export const summedInBlocks = ({ degree, chunks }: SequencePlan) => degree === 2 && chunks > 1;
 
 interface ColumnMultiples {
   stepMultiple: number;
