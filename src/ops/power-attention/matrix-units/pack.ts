@@ -30,7 +30,7 @@ export interface Packed {
   octets: number;
   /** f32 [B, heads, N, rows]: exponents of the powers of two that rows were divided by, where that is by row. */
   exponents: Tensor;
-  /** Of queries and keys at degree 2, in chunks: the same values by blocks of 32 rows, octets outermost, so that lanes with a row each read side by side. */
+  /** Of queries and keys at degree 2, in chunks: the same values by blocks of rows, octets outermost, so that lanes with a row each read side by side. */
   blocks?: Tensor;
 }
 

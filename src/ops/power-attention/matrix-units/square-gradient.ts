@@ -15,7 +15,7 @@ import {
 import { empty, type Tensor } from "../../../tensor/tensor.js";
 import type { SequencePlan } from "../contract.js";
 import { OCTET } from "./features.js";
-import { chunkRows, type Packed } from "./pack.js";
+import { chunkRows, type Packed, ROW_MULTIPLE } from "./pack.js";
 import type { ChunkStates } from "./scan.js";
 import { HALVES, LINE_AND_STATE } from "./text.js";
 import { type PowerTiles, powerConstants } from "./tiles.js";
@@ -28,13 +28,15 @@ interface Shape {
   width: number;
   inner: number;
   parts: number;
+  /** x comes by blocks of rows. */
+  inBlocks: boolean;
 }
 
 /**
  * At degree 2 the gradient through features is a product of matrices too: dx_a = Σ_b Σ_e x_b y_e S[a, b, e], twice that
  * where a = b. For one b at a time, [tokens × e] made as x_b · y by [e × a], a gather of the state's features {a, b}.
  */
-const body = (tiles: PowerTiles, { down, tokens, width, inner, parts }: Shape, blocks: number) => {
+const body = (tiles: PowerTiles, { down, tokens, width, inner, parts, inBlocks }: Shape, blocks: number) => {
   const { M, wide, subgroupSize } = tiles;
   const own = (tokens * subgroupSize) / M;
   const columns = columnMatrices(width, tiles);
@@ -85,7 +87,8 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   let ownRow = (lane / SUBGROUP) * ${tokens * subgroupSize}u;
   let ownPlace = ${products.place("ownRow + lane % SUBGROUP")};
   ${perToken(
-    (k) => `let row_${k} = row0 + min(first + ownRow + lane % SUBGROUP + ${k * subgroupSize}u, CHUNK_ROWS - 1u);`,
+    (k) => `let row_${k} = row0 + min(first + ownRow + lane % SUBGROUP + ${k * subgroupSize}u, CHUNK_ROWS - 1u);
+  let xAt_${k} = row_${k} * X_OCTETS${inBlocks ? ` - row_${k} % ${ROW_MULTIPLE}u * (X_OCTETS - 1u)` : ""};`,
   )}
   ${declareSums(own, columns)}
   ${each(gathers, (k) => `var next_${k} = vec4u(0);`)}
@@ -101,7 +104,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
     }
     loop {
       // Elements of x come eight at a time.
-      if (b % 8u == 0u) { ${perToken((k) => `x_${k} = load4_x(row_${k} * X_OCTETS + b / 8u);`)} }
+      if (b % 8u == 0u) { ${perToken((k) => `x_${k} = load4_x(xAt_${k} + b / 8u${inBlocks ? ` * ${ROW_MULTIPLE}u` : ""});`)} }
       workgroupBarrier();
       ${perToken(
         (k) => `{ let two = halves(x_${k}.x);
@@ -156,6 +159,7 @@ export function squareGradient(
   const blocks = Math.ceil(headDim / OCTET);
   const own = down * tokens * tiles.subgroupSize;
   const inner = octetsAtOnce(sumAt, tiles, tiles.square.octets);
+  const inBlocks = x.blocks !== undefined;
   const source: KernelSource = {
     name: "square-gradient",
     constants: {
@@ -167,6 +171,7 @@ export function squareGradient(
       TILE_DOWN: down,
       TILE_TOKENS: tokens,
       AT_ONCE: inner,
+      BLOCKS: inBlocks,
     },
     tensors: {
       x: { dtype: "f16", access: "read", vectors: true },
@@ -175,11 +180,11 @@ export function squareGradient(
       result: { dtype: "f32", access: "write" },
     },
     parameters: { lines: "u32", chunks: "u32", members: "u32", features: "u32", firstChunk: "u32", endChunk: "u32" },
-    body: body(tiles, { down, tokens, width, inner, parts: sumAt / inner }, blocks),
+    body: body(tiles, { down, tokens, width, inner, parts: sumAt / inner, inBlocks }, blocks),
   };
   const result = empty([rows, width], device, "f32");
   device.dispatch(source, {
-    tensors: { x: x.values, y: y.values, s, result },
+    tensors: { x: x.blocks ?? x.values, y: y.values, s, result },
     parameters: { lines, chunks, members: lines / (batch * heads * chunks), features: s.shape[3], ...reached },
     workgroups: [Math.ceil(chunkRows(plan) / own), ...device.spread(lines)],
   });
