@@ -45,7 +45,7 @@ export function chunkStateGradientsOnMatrixUnits(
   const [order, octets] = orderOf(plan, tiles, inputs.k);
   const states = packStates(plan, order, valueOctets(plan.valueDim, tiles), upstream);
   const shared = { states, keys: levels, x: k, valueLargest };
-  const fromFeatures = throughFeatures(plan, tiles, "keys", k, v, states, valueLargest);
-  joinGradient(plan, "k", { ...shared, ...fromFeatures }, into.k, into.products);
+  const far = throughFeatures(plan, tiles, "keys", k, v, states, valueLargest);
+  joinGradient(plan, "k", { ...shared, far }, into.k, into.products);
   joinGradient(plan, "v", { ...shared, far: readValues(plan, tiles, k, states, octets) }, into.v);
 }

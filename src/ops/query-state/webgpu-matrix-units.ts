@@ -60,9 +60,9 @@ export function queryStateGradientsOnMatrixUnits(
   const dy = packGradients(plan, upstream, valueLargest, tiles);
 
   const states = packStates(plan, order, columns, given);
-  const fromFeatures = throughFeatures(plan, tiles, "queries", q, dy, states, valueLargest);
+  const far = throughFeatures(plan, tiles, "queries", q, dy, states, valueLargest);
   const shared = { states, keys: levelsOfGates(plan, gates), x: q, dy, valueLargest };
-  joinGradient(plan, "q", { ...shared, ...fromFeatures }, into.q, into.products);
+  joinGradient(plan, "q", { ...shared, far }, into.q, into.products);
 
   const summed = levels(plan, q, gates, dy);
   const sums = accumulate(plan, tiles, q, dy, summed, octets);

@@ -9,7 +9,7 @@ import { OCTET } from "./features.js";
 import { groupWords } from "./higher-features.js";
 import { chunkRows, type Packed } from "./pack.js";
 import { keepRows, scoreAll } from "./pairs-text.js";
-import { type ChunkStates, FACTORS } from "./scan.js";
+import { type ChunkStates, SUM_SCALE } from "./scan.js";
 import { EXPONENTS, HALVES, LINE_AND_STATE } from "./text.js";
 import { type PowerTiles, powerConstants } from "./tiles.js";
 
@@ -37,7 +37,7 @@ var<workgroup> sums: array<vec4f, 16>;
 var<workgroup> changes: array<vec4f, TOKENS * SCORE_STRIDE>;
 var<workgroup> dx: array<f32, TOKENS * DX_STRIDE>;
 
-${HALVES}${EXPONENTS}${functions}
+${HALVES}${EXPONENTS}${SUM_SCALE}${functions}
 fn pair_of(word: u32) -> vec2f { return vec2f(halves(word)); }
 
 @compute @workgroup_size(TOKENS)
@@ -50,8 +50,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   let row = row0 + min(first + lane, CHUNK_ROWS - 1u);
   for (var i = 0u; i < WIDTH; i++) { dx[lane * DX_STRIDE + i] = 0.0; }
   // A sum's column has a power of two of its own.
-  let ysum = pair_of(load4_y(row * Y_OCTETS + SUM_AT).x).x *
-    load_factors(${FACTORS}u * state + 6u) / load_factors(${FACTORS}u * state + 5u) * sum_scale(line, chunk);
+  let ysum = pair_of(load4_y(row * Y_OCTETS + SUM_AT).x).x * sum_scale(line, chunk);
   ${keepRows("y", "y", "Y_OCTETS", own, steps, tiles)}
   var s0 = state * P.features * Y_OCTETS;
   ${part.declare}
@@ -104,14 +103,6 @@ fn flush(lane: u32, block: u32, low: vec4f, high: vec4f) {
   if (block == 0xffffffffu) { return; }
   let to = lane * DX_STRIDE + 8u * block;
   ${["x", "y", "z", "w"].map((j, k) => `dx[to + ${k}u] += low.${j}; dx[to + ${k + 4}u] += high.${j};`).join("\n  ")}
-}
-
-// 2^e of the values of the chunk: for queries y's sums were divided by it beside, for keys the values were.
-fn sum_scale(line: u32, chunk: u32) -> f32 {
-  let head = line / P.chunks / P.members;
-  let b = head / P.heads;
-  let power = power_of(load_valueLargest((b * P.chunks + chunk) * P.heads + head % P.heads));
-  return select(1.0 / power, power, P.queries == 1u);
 }`;
 };
 

@@ -7,7 +7,7 @@ import { accumulate } from "./accumulate.js";
 import { featureGradient } from "./feature-gradient.js";
 import { type FeatureOrder, featureOrder, OCTET } from "./features.js";
 import { finish, type Output } from "./finish.js";
-import { type FarSums, joinGradient } from "./join.js";
+import { joinGradient } from "./join.js";
 import { type Levels, laterLevels, levels } from "./levels.js";
 import {
   type Packed,
@@ -23,7 +23,6 @@ import { pairsGradients } from "./pairs-gradients.js";
 import { read, readValues } from "./read.js";
 import { type ChunkStates, isReached, reachedChunks, scanStates, unreadSums } from "./scan.js";
 import { squareGradient } from "./square-gradient.js";
-import { squareSums } from "./square-sums.js";
 import { type PowerTiles, powerTiles } from "./tiles.js";
 
 /** Half inputs of a call, or of a part of one, and its gates as gateSums gives them. */
@@ -135,14 +134,11 @@ export function throughFeatures(
   y: Packed,
   states: ChunkStates,
   valueLargest: Tensor,
-): { far: Tensor; sums?: FarSums } {
+): Tensor {
   const { sumAt } = valueOctets(plan.valueDim, tiles);
-  if (plan.degree === 2) {
-    const far = squareGradient(plan, tiles, x, y, states, sumAt);
-    return { far, sums: { far: squareSums(plan, tiles, x, states), column: OCTET * sumAt } };
-  }
+  if (plan.degree === 2) return squareGradient(plan, tiles, side, x, y, states, sumAt, valueLargest);
   const [, octets] = orderOf(plan, tiles, x.values);
-  return { far: featureGradient(plan, tiles, side, x, y, states, octets, sumAt, valueLargest) };
+  return featureGradient(plan, tiles, side, x, y, states, octets, sumAt, valueLargest);
 }
 
 /** What a forward makes that its backward would make again. */
@@ -257,8 +253,8 @@ export function backwardOnMatrixUnits(
 
   const shared = { keys: keys.levels, later, dy, valueLargest };
   const parts = {
-    q: { ...shared, near: near.dQ, flow: near.qFlow, ...farQ, states: entering, x: q },
-    k: { ...shared, near: near.dK, flow: near.kFlow, ...farK, states: arriving, x: k },
+    q: { ...shared, near: near.dQ, flow: near.qFlow, far: farQ, states: entering, x: q },
+    k: { ...shared, near: near.dK, flow: near.kFlow, far: farK, states: arriving, x: k },
   };
   for (const what of ["q", "k"] as const) joinGradient(plan, what, parts[what], into[what], into.products?.[what]);
   joinGradient(plan, "v", { ...shared, near: near.dV, far: farV, states: arriving, x: k }, into.v);

@@ -24,8 +24,6 @@ const KIND = { q: QUERIES, k: KEYS, v: VALUES };
  *     dq   near  p · scale^p · 2^(e(p−1) + e_dy + e_v + λ)        far  scale^p · 2^(e(p−1) + e_dy + G)
  *     dk   near  p · scale^p · 2^(e(p−1) + e_v − G + M)           far  2^(e(p−1) + e_v + G_end − G)
  *     dv   near  scale^p · 2^(L + M)                              far  2^(L + G_end)
- *
- * What came through sums of weights may be a part of its own: dq with e_v besides, dk without.
  */
 const kernel = (dtype: DType, constants: Record<string, number | boolean>): KernelSource => ({
   name: "join-gradient",
@@ -33,10 +31,9 @@ const kernel = (dtype: DType, constants: Record<string, number | boolean>): Kern
   tensors: {
     near: { dtype: "f32", access: "read", wide: true },
     far: { dtype: "f32", access: "read", wide: true },
-    farSums: { dtype: "f32", access: "read", wide: true },
     keyTokens: { dtype: "f32", access: "read" },
     ...(constants.KIND === QUERIES
-      ? { dy: { dtype: "f16", access: "read" }, gradients: { dtype: "f32", access: "read" } }
+      ? { gradients: { dtype: "f32", access: "read" } }
       : { later: { dtype: "f32", access: "read" } }),
     exponents: { dtype: "f32", access: "read" },
     ...(constants.KIND === VALUES ? {} : { flow: { dtype: "f32", access: "read" } }),
@@ -56,7 +53,6 @@ const kernel = (dtype: DType, constants: Record<string, number | boolean>): Kern
     nearWidth: "u32",
     farWidth: "u32",
     xWidth: "u32",
-    dyWidth: "u32",
     firstChunk: "u32",
     endChunk: "u32",
     rows: "u32",
@@ -101,26 +97,17 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   }
   let nearFactor = exp2(near) * select(f32(DEGREE_LESS_1 + 1), 1.0, KIND == VALUES);
   let reads = STATES && chunk >= P.firstChunk && chunk < P.endChunk;
-  var farFactor = 0.0;
-  var sumFactor = 0.0;
-  if (reads) {
-    farFactor = exp2(far + log_of(load_factors(${FACTORS}u * line + 5u)));
-    sumFactor = exp2(far + select(-valueE, valueE, KIND == QUERIES) + log_of(load_factors(${FACTORS}u * line + 6u)));
-    ${constants.KIND === QUERIES ? "if (SUMS) { sumFactor *= load_dy(at * P.dyWidth + SUM_COLUMN) + load_dy(at * P.dyWidth + SUM_COLUMN + 1u); }" : ""}
-  }
+  // In halves: the exponent may be beyond f32 where the product is not.
+  var farHalf = 0.0;
+  if (reads) { farHalf = exp2(0.5 * clamp(far + log_of(load_factors(${FACTORS}u * line + 5u)), -250.0, 250.0)); }
   var product = 0.0;
   for (var i = 8u * (lane % 8u); i < P.width; i += 64u) {
     var a = vec4f(0);
     var b = vec4f(0);
     if (reads) {
       let from_far = load8_far(at * P.farWidth + i);
-      a = farFactor * from_far.a;
-      b = farFactor * from_far.b;
-      if (SUMS) {
-        let from_sums = load8_farSums(at * P.farWidth + i);
-        a += sumFactor * from_sums.a;
-        b += sumFactor * from_sums.b;
-      }
+      a = farHalf * (farHalf * from_far.a);
+      b = farHalf * (farHalf * from_far.b);
     }
     if (PRODUCTS) {
       let own_x = load8_x(at * P.xWidth + i);
@@ -146,17 +133,10 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
 }`,
 });
 
-/** What came through sums of weights, for gradients of sums of 1; those of queries' sums are in a column of packed dy and the next, in two halves. */
-export interface FarSums {
-  far: Tensor;
-  column: number;
-}
-
 export interface JoinInputs {
   /** From pairs, and from states: either or both. */
   near?: Tensor;
   far?: Tensor;
-  sums?: FarSums;
   states: ChunkStates | undefined;
   keys: Levels;
   /** For pairs, at keys and values; and what pairs give of products. */
@@ -179,7 +159,7 @@ export function joinGradient(
   dx: Tensor,
   products?: Tensor,
 ): void {
-  const { near, far, sums, states, keys, later, flow, x, dy, valueLargest } = inputs;
+  const { near, far, states, keys, later, flow, x, dy, valueLargest } = inputs;
   const { time, heads, chunkSize, chunks, degree, scale } = plan;
   const device = webgpuDevice(dx);
   const none = absent(dx);
@@ -195,8 +175,6 @@ export function joinGradient(
       DEGREE_LESS_1: degree - 1,
       NEAR: near !== undefined,
       STATES: far !== undefined,
-      SUMS: sums !== undefined,
-      SUM_COLUMN: sums?.column ?? 0,
       CHUNK_ROWS: chunkRows(plan),
       ...{ GRADIENT_EXPONENT, WEIGHT_EXPONENT, FEATURE_EXPONENT },
     }),
@@ -204,11 +182,8 @@ export function joinGradient(
       tensors: {
         near: near ?? noRows,
         far: far ?? noRows,
-        farSums: sums?.far ?? noRows,
         keyTokens: keys.tokens,
-        ...(what === "q"
-          ? { dy: dy?.values ?? empty([2], device, "f16"), gradients: dy?.exponents ?? none }
-          : { later: later ?? none }),
+        ...(what === "q" ? { gradients: dy?.exponents ?? none } : { later: later ?? none }),
         ...(what === "v" ? {} : { flow: flow ?? none }),
         exponents: x.exponents,
         valueLargest,
@@ -223,7 +198,6 @@ export function joinGradient(
         nearWidth: near?.shape[1] ?? 0,
         farWidth: far?.shape[1] ?? 0,
         xWidth: x.values.shape[1],
-        dyWidth: dy?.values.shape[1] ?? 0,
         scaleLog: degree * Math.log2(Math.abs(scale)),
       },
       workgroups: device.spread(Math.ceil(rows / 32)),

@@ -47,6 +47,21 @@ export interface ChunkStates {
 export const FACTORS = 8;
 
 /**
+ * `sum_scale(line, chunk)`: units of what comes through a state's column for sums, which has a power of two of its own, in those of
+ * what comes through the others; 2^e of values is in it, by which queries' y had its sums divided beside, and keys' values were.
+ * Needs EXPONENTS, bindings factors and valueLargest, and P.queries.
+ */
+export const SUM_SCALE = `
+fn sum_scale(line: u32, chunk: u32) -> f32 {
+  let state = (line / P.chunks / P.members) * P.chunks + chunk;
+  let head = line / P.chunks / P.members;
+  let b = head / P.heads;
+  let power = power_of(load_valueLargest((b * P.chunks + chunk) * P.heads + head % P.heads));
+  return load_factors(${FACTORS}u * state + 6u) / load_factors(${FACTORS}u * state + 5u) * select(1.0 / power, power, P.queries == 1u);
+}
+`;
+
+/**
  * One workgroup for each sequence and key head. The range of a state is known from bounds alone: packed features and
  * values are below 1, so a chunk adds at most its tokens times its factor to any element.
  */

@@ -16,8 +16,8 @@ import { empty, type Tensor } from "../../../tensor/tensor.js";
 import type { SequencePlan } from "../contract.js";
 import { OCTET } from "./features.js";
 import { chunkRows, type Packed, ROW_MULTIPLE } from "./pack.js";
-import type { ChunkStates } from "./scan.js";
-import { HALVES, LINE_AND_STATE } from "./text.js";
+import { type ChunkStates, SUM_SCALE } from "./scan.js";
+import { EXPONENTS, HALVES, LINE_AND_STATE } from "./text.js";
 import { type PowerTiles, powerConstants } from "./tiles.js";
 
 interface Shape {
@@ -28,15 +28,19 @@ interface Shape {
   width: number;
   inner: number;
   parts: number;
+  /** Octets of x that are taken together where it meets the column for sums. */
+  innerOfSums: number;
   /** x comes by blocks of rows. */
   inBlocks: boolean;
 }
 
 /**
  * At degree 2 the gradient through features is a product of matrices too: dx_a = Σ_b Σ_e x_b y_e S[a, b, e], twice that
- * where a = b. For one b at a time, [tokens × e] made as x_b · y by [e × a], a gather of the state's features {a, b}.
+ * where a = b. For one b at a time, [tokens × e] made as x_b · y by [e × a], a gather of the state's features {a, b}. Before them
+ * Σ_b x_b y_sum z[a, b], since the column for sums has a power of two of its own: it is put into units of the others in f32.
  */
-const body = (tiles: PowerTiles, { down, tokens, width, inner, parts, inBlocks }: Shape, blocks: number) => {
+const body = (tiles: PowerTiles, shape: Shape, blocks: number) => {
+  const { down, tokens, width, inner, parts, innerOfSums, inBlocks } = shape;
   const { M, wide, subgroupSize } = tiles;
   const own = (tokens * subgroupSize) / M;
   const columns = columnMatrices(width, tiles);
@@ -64,9 +68,49 @@ const body = (tiles: PowerTiles, { down, tokens, width, inner, parts, inBlocks }
           `${padded ? `if (a_${k} < ${blocks * OCTET}u) ` : ""}{ next_${k} = load4_s(select(above_${k} + fromAbove, below_${k} + fromBelow, b <= a_${k})); }`,
         ),
       )}`;
+  // An octet of a token's row of x.
+  const ofX = (k: number, octet: string) => `load4_x(xAt_${k} + ${octet}${inBlocks ? ` * ${ROW_MULTIPLE}u` : ""})`;
   const keep = each(gathers, (k) =>
     within(k, `part_of_state[keptAt_${k}] = times(next_${k}, select(1.0h, 2.0h, a_${k} == b));`),
   );
+  const multiply = (octets: number) =>
+    eachStep(
+      octets * OCTET,
+      tiles,
+      multiplyAdd(
+        own,
+        columns,
+        (i) =>
+          `subgroupMatrixLoad<Left, row_major>(&products, ownRow / 2u * ${products.stride}u + ${products.placeOf(i * M)}u + step / 8u, ${products.stride}u)`,
+        ({ octet, width: N }) =>
+          `subgroupMatrixLoad<Right${N}, col_major>(&part_of_state, ${part.placeOf(octet * OCTET)}u + step / 8u, ${part.stride}u)`,
+      ),
+    );
+  // Queries' y has its sums in two halves; keys' are 1.
+  const sums = turnsOf(width * innerOfSums, lanes);
+  const throughSums = `for (var part = 0u; part < X_OCTETS / ${innerOfSums}u; part++) {
+    for (var half = 0u; half <= P.queries; half++) {
+      workgroupBarrier();
+      if (half == 0u) {
+        ${each(sums.count, (k) =>
+          sums.within(
+            k,
+            `{ let a = (${sums.at(k)}) / ${innerOfSums}u;
+        let octet = (${sums.at(k)}) % ${innerOfSums}u;
+        part_of_state[${part.place("a")} + octet] = column_of_sums(state * P.features, a, 8u * (part * ${innerOfSums}u + octet)); }`,
+          ),
+        )}
+      }
+      ${perToken(
+        (k) => `{ let factor = select(sum_${k}.x, sum_${k}.y, half == 1u);
+      ${each(innerOfSums, (octet) => `${product(k, octet)} = times(${ofX(k, `(part * ${innerOfSums}u + ${octet}u)`)}, factor);`)} }`,
+      )}
+      workgroupBarrier();
+      ${multiply(innerOfSums)}
+    }
+  }
+  let sumScale = min(sum_scale(line, chunk), exp2(100.0));
+  ${each(own, (i) => columns.map((_, j) => `sum_${i}_${j} = subgroupMatrixScalarMultiply(sum_${i}_${j}, sumScale);`).join(" "))}`;
   return `${matrices(tiles)}
 const LANES = ${lanes};
 const TOKENS = ${lanes * tokens}u;
@@ -74,9 +118,20 @@ const WIDTH = ${width}u;
 var<workgroup> products: array<vec4u, ${products.size(lanes * tokens)}>;
 var<workgroup> part_of_state: array<vec4u, ${part.size(width)}>;
 
-${HALVES}
+${HALVES}${EXPONENTS}${SUM_SCALE}
 // Where feature {high, low} is: octets of high's block come together, one for each low up to its end.
 fn feature(high: u32, low: u32) -> u32 { return 32u * (high / 8u) * (high / 8u + 1u) + 8u * low + high % 8u; }
+// z[a, b], twice that where a = b, of eight b in a row.
+fn column_of_sums(z0: u32, a: u32, b: u32) -> vec4u {
+  var column = vec4u(0);
+  if (max(a, b) >= ${blocks * OCTET}u) { return column; }
+  ${each(4, (pair) => `column[${pair}] = two_halves(doubled_sum(z0, a, b + ${2 * pair}u), doubled_sum(z0, a, b + ${2 * pair + 1}u));`)}
+  return column;
+}
+fn doubled_sum(z0: u32, a: u32, b: u32) -> f32 {
+  let z = load_z(z0 + feature(max(a, b), min(a, b)));
+  return select(z, 2.0 * z, a == b);
+}
 
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
@@ -91,6 +146,8 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   let xAt_${k} = row_${k} * X_OCTETS${inBlocks ? ` - row_${k} % ${ROW_MULTIPLE}u * (X_OCTETS - 1u)` : ""};`,
   )}
   ${declareSums(own, columns)}
+  ${perToken((k) => `let sum_${k} = halves(load4_y(row_${k} * Y_OCTETS + ${parts * inner}u).x);`)}
+  ${throughSums}
   ${each(gathers, (k) => `var next_${k} = vec4u(0);`)}
   ${begin}
   for (var part = 0u; part < ${parts}u; part++) {
@@ -104,7 +161,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
     }
     loop {
       // Elements of x come eight at a time.
-      if (b % 8u == 0u) { ${perToken((k) => `x_${k} = load4_x(xAt_${k} + b / 8u${inBlocks ? ` * ${ROW_MULTIPLE}u` : ""});`)} }
+      if (b % 8u == 0u) { ${perToken((k) => `x_${k} = ${ofX(k, "b / 8u")};`)} }
       workgroupBarrier();
       ${perToken(
         (k) => `{ let two = halves(x_${k}.x);
@@ -119,18 +176,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
       if (more) {
         ${fetch}
       }
-      ${eachStep(
-        inner * OCTET,
-        tiles,
-        multiplyAdd(
-          own,
-          columns,
-          (i) =>
-            `subgroupMatrixLoad<Left, row_major>(&products, ownRow / 2u * ${products.stride}u + ${products.placeOf(i * M)}u + step / 8u, ${products.stride}u)`,
-          ({ octet, width: N }) =>
-            `subgroupMatrixLoad<Right${N}, col_major>(&part_of_state, ${part.placeOf(octet * OCTET)}u + step / 8u, ${part.stride}u)`,
-        ),
-      )}
+      ${multiply(inner)}
       if (!more) { break; }
     }
   }
@@ -140,14 +186,16 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
 }`;
 };
 
-/** f32 [rows of x, 8 · octets], without powers of two: what `featureGradient` gives at degree 2, but for the part from sums of weights. */
+/** What `featureGradient` gives, at degree 2. */
 export function squareGradient(
   plan: SequencePlan,
   tiles: PowerTiles,
+  side: "queries" | "keys",
   x: Packed,
   y: Packed,
-  { s, reached }: ChunkStates,
+  { s, z, factors, reached }: ChunkStates,
   sumAt: number,
+  valueLargest: Tensor,
 ): Tensor {
   const { heads, batch, chunks, headDim } = plan;
   const device = webgpuDevice(x.values);
@@ -159,6 +207,7 @@ export function squareGradient(
   const blocks = Math.ceil(headDim / OCTET);
   const own = down * tokens * tiles.subgroupSize;
   const inner = octetsAtOnce(sumAt, tiles, tiles.square.octets);
+  const innerOfSums = octetsAtOnce(x.octets, tiles, inner);
   const inBlocks = x.blocks !== undefined;
   const source: KernelSource = {
     name: "square-gradient",
@@ -177,15 +226,30 @@ export function squareGradient(
       x: { dtype: "f16", access: "read", vectors: true },
       y: { dtype: "f16", access: "read", vectors: true },
       s: { dtype: "f16", access: "read", vectors: true },
+      z: { dtype: "f32", access: "read" },
+      factors: { dtype: "f32", access: "read" },
+      valueLargest: { dtype: "f32", access: "read" },
       result: { dtype: "f32", access: "write" },
     },
-    parameters: { lines: "u32", chunks: "u32", members: "u32", features: "u32", firstChunk: "u32", endChunk: "u32" },
-    body: body(tiles, { down, tokens, width, inner, parts: sumAt / inner, inBlocks }, blocks),
+    parameters: {
+      lines: "u32",
+      chunks: "u32",
+      heads: "u32",
+      members: "u32",
+      features: "u32",
+      firstChunk: "u32",
+      endChunk: "u32",
+      queries: "u32",
+    },
+    body: body(tiles, { down, tokens, width, inner, parts: sumAt / inner, innerOfSums, inBlocks }, blocks),
   };
   const result = empty([rows, width], device, "f32");
   device.dispatch(source, {
-    tensors: { x: x.blocks ?? x.values, y: y.values, s, result },
-    parameters: { lines, chunks, members: lines / (batch * heads * chunks), features: s.shape[3], ...reached },
+    tensors: { x: x.blocks ?? x.values, y: y.values, s, z, factors, valueLargest, result },
+    parameters: {
+      ...{ lines, chunks, heads, members: lines / (batch * heads * chunks), features: s.shape[3], ...reached },
+      queries: Number(side === "queries"),
+    },
     workgroups: [Math.ceil(chunkRows(plan) / own), ...device.spread(lines)],
   });
   return result;
