@@ -1,3 +1,4 @@
+import { READ_OCTETS } from "../../../devices/webgpu/legal-tiles.js";
 import { type Monomials, monomials } from "../../../feature-map.js";
 
 /** Elements of one 16-byte load of halves. */
@@ -6,15 +7,15 @@ export const OCTET = 8;
 export const GROUP = 64;
 
 /**
- * φ in the order in which matrix units like it: octets of eight neighbouring elements x[8j … 8j+7], each times a prefix of
+ * φ in the order in which matrix units like it. At degree 2 see `squareGroups`; else octets of eight neighbouring elements x[8j … 8j+7], each times a prefix of
  * degree − 1 factors whose indices are sorted and end no later than the octet does. Octets come j first, so that many
  * in a row share their elements. Some features then exist in several orders or beyond the head's end: one of each is
  * the feature, with all its multiplicity, and the others weigh 0.
  */
 export interface FeatureOrder {
-  /** Features in this order, a multiple of 64 · `groupsPerTile`. */
+  /** Features in this order: a multiple of 64 · `groupsPerTile`, at degree 2 of 32. */
   readonly features: number;
-  /** A word for each octet: j in the last byte, the prefix's indices in the bytes before. */
+  /** A word for each octet, of whole groups: j in the last byte, the prefix's indices in the bytes before. */
   readonly octets: Int32Array;
   /** The feature's place in the sorted order, or −1 for one that weighs nothing. */
   readonly sorted: Int32Array;
@@ -47,45 +48,95 @@ function prefixes(length: number, end: number): number[][] {
   return all;
 }
 
-function enumerate(headDim: number, degree: number, groupsPerTile: number): FeatureOrder {
-  const table = monomials(headDim, degree);
+/**
+ * Degree 2 takes each product of two elements once, by blocks of 8: groups of 64 from two blocks that differ, low before high,
+ * octet l of x[low][l] times all of high; then of two neighbours, 2m and 2m + 1, the triangles of products within either,
+ * octet r of x[2m][r] x[2m][k] for k up to r and of x[2m + 1][r] x[2m + 1][k] beyond (a last block without a neighbour has
+ * itself for one); and at the ends, since a square has but one diagonal, octets of squares of the elements of blocks 1, 3, ….
+ */
+export interface SquareGroups {
+  blocks: number;
+  /** Groups of two blocks; of triangles; and octets of squares. */
+  pairs: number;
+  triangles: number;
+  ends: number;
+}
+
+export function squareGroups(headDim: number): SquareGroups {
   const blocks = Math.ceil(headDim / OCTET);
-  const words: number[] = [];
-  const prefixOf: (number[] | undefined)[] = [];
-  const pad = (multiple: number) => {
-    while (words.length % multiple > 0) {
-      words.push(0);
-      prefixOf.push(undefined);
-    }
+  return {
+    blocks,
+    pairs: (blocks * (blocks - 1)) / 2,
+    triangles: Math.ceil(blocks / 2),
+    ends: Math.floor(blocks / 2),
   };
-  // Degree 2 makes eight octets of two loads: its prefixes are all elements of a block, those beyond the end too.
-  const known = prefixes(degree - 1, degree === 2 ? blocks * OCTET : headDim);
+}
+
+/** The elements of each feature, sorted, or undefined where it repeats another; and the words of octets. */
+function enumerateSquares(headDim: number): { elements: (number[] | undefined)[]; words: number[] } {
+  const { blocks, triangles, ends } = squareGroups(headDim);
+  const elements: (number[] | undefined)[] = [];
+  const words: number[] = [];
+  const eight = [0, 1, 2, 3, 4, 5, 6, 7];
+  const octet = (low: number, high: number, of: (k: number) => number[] | undefined) => {
+    words.push((OCTET * low) | (high << 24));
+    for (const k of eight) elements.push(of(k));
+  };
+  for (let high = 0; high < blocks; high++) {
+    for (let low = 0; low < high; low++) {
+      for (const l of eight) octet(low, high, (k) => [OCTET * low + l, OCTET * high + k]);
+    }
+  }
+  for (let m = 0; m < triangles; m++) {
+    const low = 2 * m;
+    const high = Math.min(low + 1, blocks - 1);
+    const beyond = (r: number, k: number) => (high > low ? [OCTET * high + r, OCTET * high + k] : undefined);
+    for (const r of eight) octet(low, high, (k) => (k <= r ? [OCTET * low + k, OCTET * low + r] : beyond(r, k)));
+  }
+  for (let m = 0; m < ends; m++) octet(2 * m + 1, 2 * m + 1, (k) => [OCTET * (2 * m + 1) + k, OCTET * (2 * m + 1) + k]);
+  return { elements, words };
+}
+
+/** The same at the other degrees. */
+function enumerateOctets(headDim: number, degree: number): { elements: (number[] | undefined)[]; words: number[] } {
+  const blocks = Math.ceil(headDim / OCTET);
+  const elements: (number[] | undefined)[] = [];
+  const words: number[] = [];
+  const known = prefixes(degree - 1, headDim);
   for (let j = 0; j < blocks; j++) {
     for (const prefix of known) {
       if (prefix.length > 0 && prefix[prefix.length - 1] >= OCTET * (j + 1)) break;
       words.push(prefix.reduce((word, index, k) => word | (index << (8 * k)), j << 24));
-      prefixOf.push(prefix);
+      for (let k = 0; k < OCTET; k++) elements.push([...prefix, OCTET * j + k]);
     }
-    if (degree > 1) pad(GROUP / OCTET);
+    // Octets of a group share the elements that come last.
+    while (degree > 1 && words.length % (GROUP / OCTET) > 0) words.push(0);
+    elements.length = OCTET * words.length;
   }
-  pad((GROUP / OCTET) * groupsPerTile);
+  return { elements, words };
+}
+
+function enumerate(headDim: number, degree: number, groupsPerTile: number): FeatureOrder {
+  const table = monomials(headDim, degree);
+  const { elements, words } = degree === 2 ? enumerateSquares(headDim) : enumerateOctets(headDim, degree);
+  const multiple = degree === 2 ? OCTET * READ_OCTETS : GROUP * groupsPerTile;
+  const features = Math.ceil((OCTET * words.length) / multiple) * multiple;
+  const octets = new Int32Array((Math.ceil(features / GROUP) * GROUP) / OCTET);
+  octets.set(words);
 
   const rank = new Map<string, number>();
   for (let m = 0; m < table.length; m++) {
     rank.set(table.indices.subarray(m * degree, (m + 1) * degree).join(), m);
   }
-  const features = words.length * OCTET;
   const sorted = new Int32Array(features).fill(-1);
   const weights = new Float32Array(features);
   const places = new Int32Array(table.length);
   for (let f = 0; f < features; f++) {
-    const prefix = prefixOf[Math.floor(f / OCTET)];
-    const index = OCTET * (words[Math.floor(f / OCTET)] >>> 24) + (f % OCTET);
-    const m = prefix && rank.get([...prefix, index].join());
+    const m = rank.get(elements[f]?.join() ?? "");
     if (m === undefined) continue;
     sorted[f] = m;
     weights[f] = table.multiplicities[m];
     places[m] = f;
   }
-  return { features, octets: Int32Array.from(words), sorted, weights, places, table };
+  return { features, octets, sorted, weights, places, table };
 }

@@ -15,7 +15,7 @@ import {
 } from "../../../devices/webgpu/matrix-text.js";
 import { empty, type Tensor } from "../../../tensor/tensor.js";
 import type { SequencePlan } from "../contract.js";
-import { OCTET } from "./features.js";
+import { OCTET, squareGroups } from "./features.js";
 import { readHigher } from "./higher-features.js";
 import { chunkRows, type Packed, valueOctets } from "./pack.js";
 import type { ChunkStates } from "./scan.js";
@@ -25,7 +25,14 @@ import { MAKE_FEATURES, type PowerTiles, powerConstants } from "./tiles.js";
 const FEATURES_AT_ONCE = READ_OCTETS * OCTET;
 
 /** φ(x_t)ᵀ s of a token's chunk: [tokens × features] by [features × columns], 32 features at a time, made as needed. */
-const body = (tiles: PowerTiles, columns: number, ofState: number, degree: number, xOctets: number) => {
+const body = (
+  tiles: PowerTiles,
+  columns: number,
+  ofState: number,
+  degree: number,
+  headDim: number,
+  xOctets: number,
+) => {
   const { tokens, down, across } = tiles.read;
   const own = tokens / (down * tiles.M);
   const matricesAcross = columnMatrices(columns / across, tiles);
@@ -52,41 +59,23 @@ const body = (tiles: PowerTiles, columns: number, ofState: number, degree: numbe
         ),
       ),
   };
-  // At degree 2 groups are pairs of blocks, low up to high; a lane keeps its tokens' high block and fetches the next low one ahead.
-  const square = {
-    begin: `var lowAt = 0u;
-  var highAt = 0u;
-  ${each(
-    ownTokens,
-    (k) => `let place_${k} = (row0 + ${inChunk(n(k))}) * X_OCTETS;
-  var low_${k} = load4_x(place_${k});
-  var high_${k} = low_${k};`,
-  )}`,
-    fetch: `lowAt++;
-      if (lowAt > highAt) {
-        lowAt = 0u;
-        highAt = min(highAt + 1u, X_OCTETS - 1u);
-        ${each(ownTokens, (k) => `high_${k} = load4_x(place_${k} + highAt);`)}
-      }
-      ${each(ownTokens, (k) => `low_${k} = load4_x(place_${k} + lowAt);`)}`,
-    make: (half: number) =>
-      each(ownTokens, (k) =>
-        within(
-          k,
-          `make_half_square(low_${k}.${half === 0 ? "xy" : "zw"}, high_${k}, f16(exp2(FEATURE_EXPONENT)), phiAt_${k});`,
-        ),
-      ),
-  };
-  const features = degree === 2 ? square : (readHigher(degree, xOctets, tokens, lanes, READ_OCTETS) ?? general);
-  const turn = (half: number) => `{
+  const features =
+    degree === 2
+      ? readSquares(headDim, ownTokens, within, (k) => inChunk(n(k)))
+      : {
+          ...(readHigher(degree, xOctets, tokens, lanes, READ_OCTETS) ?? general),
+          groups: "P.features / 64u",
+          ends: [],
+        };
+  const turn = (make: string, more: string, fetch = "") => `{
     workgroupBarrier();
     ${part.keep}
-    ${features.make(half)}
+    ${make}
     workgroupBarrier();
     // The last once more, rather than a branch: lanes would wait at its end for what was fetched.
-    s0 += ${half === 0 ? "PART" : "select(0u, PART, 64u * group + 64u < P.features)"};
+    s0 += ${more};
     ${part.fetch}
-    ${half === 0 ? "" : features.fetch}
+    ${fetch}
     for (var step = 0u; step < ${FEATURES_AT_ONCE}u; step += MATRIX_K) {
       ${multiplyAdd(
         own,
@@ -121,10 +110,11 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   ${part.declare}
   ${part.fetch}
   ${each(ownTokens, (k) => `let phiAt_${k} = ${phi.place(n(k))};`)}
-  for (var group = 0u; group < P.features / 64u; group++) {
-    ${turn(0)}
-    ${turn(1)}
+  for (var group = 0u; group < ${features.groups}; group++) {
+    ${turn(features.make(0), "PART")}
+    ${turn(features.make(1), "select(0u, PART, 64u * group + 64u < P.features)", features.fetch)}
   }
+  ${features.ends.map((make, at) => turn(make, at + 1 < features.ends.length ? "PART" : "0u")).join("\n")}
   ${storeSums(
     own,
     matricesAcross,
@@ -135,6 +125,55 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   )}
 }`;
 };
+
+/** At degree 2 a lane keeps its tokens' two blocks in registers, and fetches the next ones ahead. */
+function readSquares(
+  headDim: number,
+  tokens: number,
+  within: (k: number, text: string) => string,
+  inChunk: (k: number) => string,
+) {
+  const { blocks, pairs, triangles, ends } = squareGroups(headDim);
+  const weight = "f16(exp2(FEATURE_EXPONENT))";
+  const perToken = (text: (k: number) => string) => each(tokens, (k) => within(k, text(k)));
+  const fetchHigh = each(tokens, (k) => `high_${k} = load4_x(place_${k} + highAt);`);
+  return {
+    begin: `var lowAt = 0u;
+  var highAt = ${Math.min(1, blocks - 1)}u;
+  ${each(
+    tokens,
+    (k) => `let place_${k} = (row0 + ${inChunk(k)}) * X_OCTETS;
+  var low_${k} = load4_x(place_${k});
+  var high_${k} = load4_x(place_${k} + highAt);`,
+  )}`,
+    groups: `${pairs + triangles}u`,
+    make: (half: number) => `if (group < ${pairs}u) {
+      ${perToken((k) => `make_half_square(low_${k}.${half === 0 ? "xy" : "zw"}, high_${k}, ${weight}, phiAt_${k});`)}
+    } else {
+      ${perToken((k) => `make_half_triangles_${half}(low_${k}, high_${k}, ${weight}, phiAt_${k});`)}
+    }`,
+    fetch: `lowAt++;
+    if (group + 1u >= ${pairs}u) {
+      lowAt = min(2u * (group + 1u - ${pairs}u), ${blocks - 1}u);
+      highAt = min(lowAt + 1u, ${blocks - 1}u);
+      ${fetchHigh}
+    } else if (lowAt == highAt) {
+      lowAt = 0u;
+      highAt++;
+      ${fetchHigh}
+    }
+    ${each(tokens, (k) => `low_${k} = load4_x(place_${k} + lowAt);`)}`,
+    /** Half groups of squares alone; beyond the last one states are 0. */
+    ends: Array.from({ length: Math.ceil(ends / READ_OCTETS) }, (_, turn) =>
+      perToken((k) =>
+        each(READ_OCTETS, (o) => {
+          const block = Math.min(2 * (READ_OCTETS * turn + o) + 1, blocks - 1);
+          return `make_ends(load4_x(place_${k} + ${block}u), ${weight}, phiAt_${k} + ${o}u);`;
+        }),
+      ),
+    ),
+  };
+}
 
 /**
  * What packed x reads from its chunks' states, f16 [B, H, N, features, columns] weighted by multiplicity: f32
@@ -149,7 +188,7 @@ export function read(
   octets: Tensor,
   columns: number = s.shape[4],
 ): Tensor {
-  const { batch, heads, chunks, degree } = plan;
+  const { batch, heads, chunks, degree, headDim } = plan;
   const device = webgpuDevice(x.values);
   const { tokens, down, across } = tiles.read;
   const rows = x.values.shape[0];
@@ -159,6 +198,7 @@ export function read(
     constants: {
       ...powerConstants(tiles),
       DEGREE: degree,
+      HEAD_DIM: headDim,
       X_OCTETS: x.octets,
       S_STRIDE: rowStride(columns / 8),
       COLUMNS: columns,
@@ -175,7 +215,7 @@ export function read(
       result: { dtype: "f32", access: "write" },
     },
     parameters: { lines: "u32", chunks: "u32", members: "u32", features: "u32", firstChunk: "u32", endChunk: "u32" },
-    body: body(tiles, columns, s.shape[4], degree, x.octets),
+    body: body(tiles, columns, s.shape[4], degree, headDim, x.octets),
   };
   const result = empty([rows, columns], device, "f32");
   device.dispatch(source, {

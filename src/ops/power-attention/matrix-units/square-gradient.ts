@@ -14,7 +14,7 @@ import {
 } from "../../../devices/webgpu/matrix-text.js";
 import { empty, type Tensor } from "../../../tensor/tensor.js";
 import type { SequencePlan } from "../contract.js";
-import { OCTET } from "./features.js";
+import { GROUP, OCTET, type SquareGroups, squareGroups } from "./features.js";
 import { chunkRows, type Packed, ROW_MULTIPLE } from "./pack.js";
 import { type ChunkStates, SUM_SCALE } from "./scan.js";
 import { EXPONENTS, HALVES, LINE_AND_STATE } from "./text.js";
@@ -39,7 +39,7 @@ interface Shape {
  * where a = b. For one b at a time, [tokens × e] made as x_b · y by [e × a], a gather of the state's features {a, b}. Before them
  * Σ_b x_b y_sum z[a, b], since the column for sums has a power of two of its own: it is put into units of the others in f32.
  */
-const body = (tiles: PowerTiles, shape: Shape, blocks: number) => {
+const body = (tiles: PowerTiles, shape: Shape, { blocks, pairs, triangles }: SquareGroups) => {
   const { down, tokens, width, inner, parts, innerOfSums, inBlocks } = shape;
   const { M, wide, subgroupSize } = tiles;
   const own = (tokens * subgroupSize) / M;
@@ -51,21 +51,25 @@ const body = (tiles: PowerTiles, shape: Shape, blocks: number) => {
   const padded = width > blocks * OCTET;
   const perToken = (text: (k: number) => string) => each(tokens, text);
   const product = (k: number, octet: number) => `products[ownPlace + ${products.placeOf(k * subgroupSize) + octet}u]`;
-  // Lanes keep a and the octet; features {a, b} are apart by a constant for b up to a, and where b is larger by another.
+  // Lanes keep a and the octet; features {a, b} of two blocks are apart by a constant for b below a, and where b is larger by another.
   const begin = each(
     gathers,
     (k) => `let a_${k} = (${at(k)}) / ${inner}u;
   let octet_${k} = (${at(k)}) % ${inner}u;
   let keptAt_${k} = ${part.place(`a_${k}`)} + octet_${k};
-  let below_${k} = (state * P.features + feature(a_${k}, 0u)) * Y_OCTETS + octet_${k};
+  let below_${k} = (state * P.features + apart(a_${k}, 0u)) * Y_OCTETS + octet_${k};
   let above_${k} = (state * P.features + 8u * a_${k}) * Y_OCTETS + octet_${k};`,
   );
-  const fetch = `let fromAbove = feature(b, 0u) * Y_OCTETS + part * ${inner}u;
+  const fetch = `let fromAbove = apart(b, 0u) * Y_OCTETS + part * ${inner}u;
       let fromBelow = 8u * b * Y_OCTETS + part * ${inner}u;
+      let fromState = state * P.features * Y_OCTETS + part * ${inner}u;
       ${each(gathers, (k) =>
         within(
           k,
-          `${padded ? `if (a_${k} < ${blocks * OCTET}u) ` : ""}{ next_${k} = load4_s(select(above_${k} + fromAbove, below_${k} + fromBelow, b <= a_${k})); }`,
+          `${padded ? `if (a_${k} < ${blocks * OCTET}u) ` : ""}{
+        let beside = fromState + within(b / 8u, a_${k}, b) * Y_OCTETS + octet_${k};
+        next_${k} = load4_s(select(select(above_${k} + fromAbove, below_${k} + fromBelow, b < a_${k}), beside, b / 8u == a_${k} / 8u));
+      }`,
         ),
       )}`;
   // An octet of a token's row of x.
@@ -119,8 +123,14 @@ var<workgroup> products: array<vec4u, ${products.size(lanes * tokens)}>;
 var<workgroup> part_of_state: array<vec4u, ${part.size(width)}>;
 
 ${HALVES}${EXPONENTS}${SUM_SCALE}
-// Where feature {high, low} is: octets of high's block come together, one for each low up to its end.
-fn feature(high: u32, low: u32) -> u32 { return 32u * (high / 8u) * (high / 8u + 1u) + 8u * low + high % 8u; }
+// Where feature {high, low} is, of two blocks; and of one.
+fn apart(high: u32, low: u32) -> u32 { return 32u * (high / 8u) * (high / 8u - 1u) + 8u * low + high % 8u; }
+fn within(block: u32, a: u32, b: u32) -> u32 {
+  let more = max(a, b) % 8u;
+  let less = min(a, b) % 8u;
+  if (block % 2u == 1u && a == b) { return ${GROUP * (pairs + triangles)}u + 8u * (block / 2u) + less; }
+  return ${GROUP * pairs}u + ${GROUP}u * (block / 2u) + select(8u * more + less, 8u * less + more, block % 2u == 1u);
+}
 // z[a, b], twice that where a = b, of eight b in a row.
 fn column_of_sums(z0: u32, a: u32, b: u32) -> vec4u {
   var column = vec4u(0);
@@ -129,8 +139,11 @@ fn column_of_sums(z0: u32, a: u32, b: u32) -> vec4u {
   return column;
 }
 fn doubled_sum(z0: u32, a: u32, b: u32) -> f32 {
-  let z = load_z(z0 + feature(max(a, b), min(a, b)));
-  return select(z, 2.0 * z, a == b);
+  if (a / 8u == b / 8u) {
+    let z = load_z(z0 + within(a / 8u, a, b));
+    return select(z, 2.0 * z, a == b);
+  }
+  return load_z(z0 + apart(max(a, b), min(a, b)));
 }
 
 @compute @workgroup_size(LANES)
@@ -204,7 +217,6 @@ export function squareGradient(
   const lines = rows / chunkRows(plan);
   const { tokens } = tiles.square;
   const down = squareDown(tiles.square.down, x.octets);
-  const blocks = Math.ceil(headDim / OCTET);
   const own = down * tokens * tiles.subgroupSize;
   const inner = octetsAtOnce(sumAt, tiles, tiles.square.octets);
   const innerOfSums = octetsAtOnce(x.octets, tiles, inner);
@@ -241,7 +253,11 @@ export function squareGradient(
       endChunk: "u32",
       queries: "u32",
     },
-    body: body(tiles, { down, tokens, width, inner, parts: sumAt / inner, innerOfSums, inBlocks }, blocks),
+    body: body(
+      tiles,
+      { down, tokens, width, inner, parts: sumAt / inner, innerOfSums, inBlocks },
+      squareGroups(headDim),
+    ),
   };
   const result = empty([rows, width], device, "f32");
   device.dispatch(source, {

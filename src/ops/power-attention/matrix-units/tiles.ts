@@ -107,10 +107,29 @@ export function powerConstants(tiles: PowerTiles): Record<string, number> {
   return { ...matrixConstants(tiles), FEATURE_EXPONENT };
 }
 
+const each4 = (text: (word: string, at: number) => string) => [..."xyzw"].map(text).join(", ");
+
+/** Four octets of triangles: element r of low times elements up to r of low, and r of high times those of high beyond. */
+const makeHalfTriangles = (
+  half: number,
+) => `fn make_half_triangles_${half}(low: vec4u, high: vec4u, weight: f16, at: u32) {
+${each(4, (k) => {
+  const r = 4 * half + k;
+  const factor = (block: string) => `halves(${block}.${"xyzw"[r >> 1]}).${"xy"[r % 2]} * weight`;
+  const word = (w: string, at: number) => {
+    if (2 * at === r) return `bitcast<u32>(vec2<f16>(halves(low.${w}).x * low_${k}, halves(high.${w}).y * high_${k}))`;
+    return 2 * at < r ? `bitcast<u32>(halves(low.${w}) * low_${k})` : `bitcast<u32>(halves(high.${w}) * high_${k})`;
+  };
+  return `  let low_${k} = ${factor("low")};
+  let high_${k} = ${factor("high")};
+  phi[at + ${k}u] = vec4u(${each4(word)});`;
+})}
+}`;
+
 /**
  * Octets of features of a packed row of x, weighted, to phi[at] …. At degree 1 `count` of them by their place in the table,
  * `make_octets(row, weight, first, count, at)`, which needs bindings x (f16, vectors) and octets (i32) and X_OCTETS; at degree 2 by
- * blocks of x, `make_square` and, of four elements of the first, `make_half_square`.
+ * two blocks of x, `make_square` and `make_triangles`, both also by halves, and `make_ends` of one (features.ts says what they are).
  */
 export const MAKE_FEATURES = `${HALVES}// All prefixes of half a block of x, times one octet.
 fn make_half_square(first: vec2u, octet: vec4u, weight: f16, at: u32) {
@@ -124,6 +143,14 @@ ${each(
 fn make_square(first: vec4u, octet: vec4u, weight: f16, at: u32) {
   make_half_square(first.xy, octet, weight, at);
   make_half_square(first.zw, octet, weight, at + 4u);
+}
+${[0, 1].map(makeHalfTriangles).join("\n")}
+fn make_triangles(low: vec4u, high: vec4u, weight: f16, at: u32) {
+  make_half_triangles_0(low, high, weight, at);
+  make_half_triangles_1(low, high, weight, at + 4u);
+}
+fn make_ends(octet: vec4u, weight: f16, at: u32) {
+  phi[at] = vec4u(${each4((w) => `bitcast<u32>(halves(octet.${w}) * weight * halves(octet.${w}))`)});
 }
 fn make_octets(row: u32, weight: f16, first: u32, count: u32, at: u32) {
   for (var k = 0u; k < count; k++) {
