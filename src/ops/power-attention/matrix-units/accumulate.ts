@@ -13,7 +13,7 @@ import {
 } from "../../../devices/webgpu/matrix-text.js";
 import { empty, type Tensor } from "../../../tensor/tensor.js";
 import type { SequencePlan } from "../contract.js";
-import { featureOrder, GROUP, OCTET, squareGroups } from "./features.js";
+import { featureOrder, GROUP, OCTET, SQUARE_KINDS, squareGroups } from "./features.js";
 import { accumulateHigher } from "./higher-features.js";
 import type { Levels } from "./levels.js";
 import { chunkRows, type Packed, ROW_MULTIPLE } from "./pack.js";
@@ -23,47 +23,99 @@ import { MAKE_FEATURES, type PowerTiles, powerConstants } from "./tiles.js";
  * Σ_t weight_t · φ(x_t) y_tᵀ over the tokens of a chunk: [features × tokens] by [tokens × columns]. Features are made in
  * workgroup memory, token by token, and read from there transposed.
  */
-const body = (
-  tiles: PowerTiles,
-  columns: number,
-  degree: number,
-  headDim: number,
-  xOctets: number,
-  inBlocks: boolean,
-) => {
+const body = (tiles: PowerTiles, columns: number, degree: number, ends: number, xOctets: number, inBlocks: boolean) => {
   const { groups, steps, down, across } = tiles.accumulate;
   const lanes = down * across * tiles.subgroupSize;
-  const { features } = featureOrder(headDim, degree, groups);
-  const all = Math.ceil(features / GROUP);
-  const whole = Math.floor(all / groups);
-  const matricesAcross = columnMatrices(columns / across, tiles);
+  // At degree 2 a lane makes features of the same two blocks all along, and fetches its next tokens' while it multiplies.
+  // Nothing may be computed from what is fetched before it is needed: a lane waits where it first uses a load.
+  const ahead = degree === 2;
+  const { count: ownTokens, at, within } = turnsOf(steps * groups, lanes);
+  const laneAt = (k: number) => `(${at(k)})`;
   const values = tileAhead(
     "values",
     { lines: steps, octets: columns / 8, stride: rowStride(columns / 8), lanes },
     (n) => `load4_y((row0 + base) * Y_OCTETS + ${n})`,
   );
-  /** For workgroups of `count` groups of features, of which the last have group `end` before them. */
-  const sumUp = (count: number, end: number) => {
-    const own = Math.ceil((count * GROUP) / (down * tiles.M));
-    const made =
-      degree === 2
-        ? accumulateSquares(headDim, { steps, count, end, lanes, inBlocks })
-        : (accumulateHigher(degree, xOctets, steps * count, steps, lanes) ?? OF_DEGREE_1);
-    const fetch = `${made.fetch}
+  // An octet of a token's row; where its tile begins counts rows.
+  const octetAt = (token: string, octet: string) =>
+    inBlocks ? `${token} + ${octet} * ${ROW_MULTIPLE}u` : `${token} * X_OCTETS + ${octet}`;
+  const inBlock = inBlocks && steps < ROW_MULTIPLE ? ` - base % ${ROW_MULTIPLE}u * (X_OCTETS - 1u)` : "";
+  const fetchFeatures = each(
+    ownTokens,
+    (k) => `low_${k} = load4_x((row0 + base) * X_OCTETS${inBlock} + lowAt_${k});
+      high_${k} = load4_x((row0 + base) * X_OCTETS${inBlock} + highAt_${k});
+      weight_${k} = load_tokens(4u * (row0 + base) + tokenAt_${k});`,
+  );
+  const makeAhead = each(ownTokens, (k) =>
+    within(
+      k,
+      `{ let weight = f16(exp2(FEATURE_EXPONENT) * weight_${k});
+      let at = (${laneAt(k)} % STEPS) * PHI_STRIDE + 8u * (${laneAt(k)} / STEPS);
+      switch (kind_${k}) {
+        case ${SQUARE_KINDS.pair}u: { make_square(low_${k}, high_${k}, weight, at); }
+        case ${SQUARE_KINDS.triangles}u: { make_triangles(low_${k}, high_${k}, weight, at); }
+        default: {
+          // Few workgroups come here, so that nothing is fetched ahead for it.
+          ${each(Math.min(ends, OCTET), (o) => `make_ends(load4_x((row0 + base) * X_OCTETS${inBlock} + ${octetAt(`${laneAt(k)} % STEPS`, `min(highOctet_${k} + ${2 * o}u, X_OCTETS - 1u)`)}), weight, at + ${o}u);`)}
+        }
+      } }`,
+    ),
+  );
+  const make = `for (var n = lane; n < STEPS * GROUPS; n += LANES) {
+        let token = n % STEPS;
+        let group = n / STEPS;
+        let row = row0 + base + token;
+        let weight = f16(exp2(FEATURE_EXPONENT) * load_tokens(4u * row + 3u));
+        make_octets(row, weight, 8u * (id.x * GROUPS + group), 8u, token * PHI_STRIDE + 8u * group);
+      }`;
+  const higher = accumulateHigher(degree, xOctets, steps * groups, steps, lanes);
+  const fetch = `${ahead ? fetchFeatures : ""}${higher?.fetch ?? ""}
     ${values.fetch}`;
-    return `let ownRow = ((lane / SUBGROUP) / ACROSS) * ${own * tiles.M}u;
+  const own = (groups * GROUP) / (down * tiles.M);
+  const matricesAcross = columnMatrices(columns / across, tiles);
+  return `${matrices(tiles)}
+const LANES = DOWN * ACROSS * SUBGROUP;
+const PHI_STRIDE = GROUPS * 8 + 1;
+const OWN_ROWS = GROUPS * 64 / DOWN;
+const OWN_COLUMNS = COLUMNS / ACROSS;
+var<workgroup> phi: array<vec4u, STEPS * PHI_STRIDE>;
+var<workgroup> values: array<vec4u, STEPS * Y_STRIDE>;
+${higher?.functions ?? MAKE_FEATURES}
+
+@compute @workgroup_size(LANES)
+fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
+        @builtin(local_invocation_index) lane: u32) {
+  let state = id.y + id.z * groups.y; // counts b, key head, chunk
+  let chunk = state % P.chunks;
+  if (state >= P.states || chunk == P.unread) { return; }
+  let line = state / P.chunks;
+  let ownRow = ((lane / SUBGROUP) / ACROSS) * OWN_ROWS;
+  let ownColumn = ((lane / SUBGROUP) % ACROSS) * OWN_COLUMNS;
   ${declareSums(own, matricesAcross)}
   ${values.declare}
-  ${made.declare}
+  ${
+    ahead
+      ? each(
+          ownTokens,
+          (k) => `let word_${k} = bitcast<u32>(load_octets(8u * (id.x * GROUPS + ${laneAt(k)} / STEPS)));
+  let kind_${k} = (word_${k} >> 16u) & 255u;
+  let highOctet_${k} = word_${k} >> 24u;
+  let lowAt_${k} = ${octetAt(`${laneAt(k)} % STEPS`, `((word_${k} & 255u) / 8u)`)};
+  let highAt_${k} = ${octetAt(`${laneAt(k)} % STEPS`, `highOctet_${k}`)};
+  let tokenAt_${k} = 4u * (${laneAt(k)} % STEPS) + 3u;
+  var low_${k} = vec4u(0); var high_${k} = vec4u(0); var weight_${k} = 0.0;`,
+        )
+      : (higher?.declare ?? "")
+  }
   for (var member = 0u; member < P.members; member++) {
     let row0 = ((line * P.members + member) * P.chunks + chunk) * CHUNK_ROWS;
     var base = 0u;
     ${fetch}
-    ${made.keep}
+    ${higher?.keep ?? ""}
     for (var done = 0u; done < CHUNK_ROWS; done += STEPS) {
       workgroupBarrier();
       ${values.keep}
-      ${made.make}
+      ${ahead ? makeAhead : (higher?.make ?? make)}
       workgroupBarrier();
       // The last once more, rather than a branch: lanes would wait at its end for what was fetched.
       base = min(base + STEPS, CHUNK_ROWS - STEPS);
@@ -78,7 +130,7 @@ const body = (
             `subgroupMatrixLoad<Right${width}, row_major>(&values, step * Y_STRIDE + ownColumn / 8u + ${octet}u, Y_STRIDE)`,
         )}
       }
-      ${made.keep}
+      ${higher?.keep ?? ""}
     }
   }
   let feature = id.x * GROUPS * 64u + ownRow;
@@ -88,111 +140,10 @@ const body = (
     "s",
     "COLUMNS",
     (i) => `P.s_at + (state * P.features + feature + ${i * tiles.M}u) * COLUMNS + ownColumn`,
-    count === groups && end * GROUP <= features ? {} : { inside: (i) => `feature + ${i * tiles.M}u < P.features` },
-  )}`;
-  };
-  const texts = [
-    ...(whole > 0 ? [sumUp(groups, whole * groups)] : []),
-    ...(all % groups > 0 ? [sumUp(all % groups, all)] : []),
-  ];
-  return `${matrices(tiles)}
-const LANES = DOWN * ACROSS * SUBGROUP;
-const PHI_STRIDE = GROUPS * 8 + 1;
-const OWN_COLUMNS = COLUMNS / ACROSS;
-var<workgroup> phi: array<vec4u, STEPS * PHI_STRIDE>;
-var<workgroup> values: array<vec4u, STEPS * Y_STRIDE>;
-${accumulateHigher(degree, xOctets, steps * groups, steps, lanes)?.functions ?? MAKE_FEATURES}
-
-@compute @workgroup_size(LANES)
-fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
-        @builtin(local_invocation_index) lane: u32) {
-  let state = id.y + id.z * groups.y; // counts b, key head, chunk
-  let chunk = state % P.chunks;
-  if (state >= P.states || chunk == P.unread) { return; }
-  let line = state / P.chunks;
-  let ownColumn = ((lane / SUBGROUP) % ACROSS) * OWN_COLUMNS;
-  ${texts.length === 1 ? texts[0] : `if (id.x < ${whole}u) {\n${texts[0]}\n} else {\n${texts[1]}\n}`}
+    { inside: (i) => `feature + ${i * tiles.M}u < P.features` },
+  )}
 }`;
 };
-
-/** Features as they are needed, by their words. */
-const OF_DEGREE_1 = {
-  declare: "",
-  fetch: "",
-  keep: "",
-  make: `for (var n = lane; n < STEPS * GROUPS; n += LANES) {
-        let token = n % STEPS;
-        let group = n / STEPS;
-        let row = row0 + base + token;
-        let weight = f16(exp2(FEATURE_EXPONENT) * load_tokens(4u * row + 3u));
-        make_octets(row, weight, 8u * (id.x * GROUPS + group), 8u, token * PHI_STRIDE + 8u * group);
-      }`,
-};
-
-/**
- * At degree 2 a lane makes features of the same two blocks all along, and fetches its next tokens' while it multiplies. Nothing
- * may be computed from what is fetched before it is needed: a lane waits where it first uses a load.
- */
-function accumulateSquares(
-  headDim: number,
-  {
-    steps,
-    count,
-    end,
-    lanes,
-    inBlocks,
-  }: { steps: number; count: number; end: number; lanes: number; inBlocks: boolean },
-) {
-  const { blocks, pairs, triangles, ends } = squareGroups(headDim);
-  const { count: turns, at, within } = turnsOf(steps * count, lanes);
-  const laneAt = (k: number) => `(${at(k)})`;
-  // An octet of a token's row; where its tile begins counts rows.
-  const octetAt = (token: string, octet: string) =>
-    inBlocks ? `${token} + ${octet} * ${ROW_MULTIPLE}u` : `${token} * X_OCTETS + ${octet}`;
-  const inBlock = inBlocks && steps < ROW_MULTIPLE ? ` - base % ${ROW_MULTIPLE}u * (X_OCTETS - 1u)` : "";
-  const place = `(row0 + base) * X_OCTETS${inBlock}`;
-  const kinds = (k: number) => {
-    const to = `(${laneAt(k)} % STEPS) * PHI_STRIDE + 8u * (${laneAt(k)} / STEPS)`;
-    const weight = `f16(exp2(FEATURE_EXPONENT) * weight_${k})`;
-    const lastOctet = each(
-      Math.min(ends, OCTET),
-      (o) => `if (8u * (group_${k} - ${pairs + triangles}u) + ${o}u < ${ends}u) {
-          let block = min(16u * (group_${k} - ${pairs + triangles}u) + ${2 * o + 1}u, ${blocks - 1}u);
-          make_ends(load4_x(${place} + ${octetAt(`${laneAt(k)} % STEPS`, "block")}), ${weight}, ${to} + ${o}u);
-        }`,
-    );
-    const texts = [
-      [0, `make_square(low_${k}, high_${k}, ${weight}, ${to});`],
-      [pairs, `make_triangles(low_${k}, high_${k}, ${weight}, ${to});`],
-      [pairs + triangles, lastOctet],
-    ] as const;
-    return texts
-      .filter(([from]) => from < end)
-      .map(([, text], kind, { length }) =>
-        kind + 1 < length ? `if (group_${k} < ${texts[kind + 1][0]}u) { ${text} } else` : `{ ${text} }`,
-      )
-      .join(" ");
-  };
-  return {
-    declare: each(
-      turns,
-      (k) => `let group_${k} = min(id.x * GROUPS + ${laneAt(k)} / STEPS, ${end - 1}u);
-  let word_${k} = bitcast<u32>(load_octets(8u * group_${k}));
-  let lowAt_${k} = ${octetAt(`${laneAt(k)} % STEPS`, `((word_${k} & 255u) / 8u)`)};
-  let highAt_${k} = ${octetAt(`${laneAt(k)} % STEPS`, `(word_${k} >> 24u)`)};
-  let tokenAt_${k} = 4u * (${laneAt(k)} % STEPS) + 3u;
-  var low_${k} = vec4u(0); var high_${k} = vec4u(0); var weight_${k} = 0.0;`,
-    ),
-    fetch: each(
-      turns,
-      (k) => `low_${k} = load4_x(${place} + lowAt_${k});
-      high_${k} = load4_x(${place} + highAt_${k});
-      weight_${k} = load_tokens(4u * (row0 + base) + tokenAt_${k});`,
-    ),
-    keep: "",
-    make: each(turns, (k) => within(k, kinds(k))),
-  };
-}
 
 /**
  * Sums of the features of x, keys or queries, with packed y beside them: f32 [B, H, N, features, columns], without the
@@ -238,7 +189,7 @@ export function accumulate(
       s: { dtype: "f32", access: "write" },
     },
     parameters: { states: "u32", chunks: "u32", members: "u32", features: "u32", unread: "u32" },
-    body: body(tiles, columns, degree, headDim, x.octets, x.blocks !== undefined),
+    body: body(tiles, columns, degree, squareGroups(headDim).ends, x.octets, x.blocks !== undefined),
   };
   const s = empty([batch, heads, chunks, features, columns], device, "f32");
   device.dispatch(source, {

@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { featureOrder, squareGroups } from "./features.js";
+import { featureOrder, SQUARE_KINDS, squareGroups } from "./features.js";
 
 const dot = (a: ArrayLike<number>, b: ArrayLike<number>) =>
   Array.from(a, (x, k) => x * b[k]).reduce((s, x) => s + x, 0);
@@ -10,11 +10,13 @@ function expand(x: number[], octets: Int32Array, degree: number): number[] {
     const { pairs, triangles, ends } = squareGroups(x.length);
     const at = (block: number, k: number) => x[8 * block + k] ?? 0;
     return [...octets].flatMap((word, octet) => {
-      const [low, high, r] = [(word & 255) / 8, word >>> 24, octet % 8];
+      const [low, high, kind, r] = [(word & 255) / 8, word >>> 24, (word >> 16) & 255, octet % 8];
+      // Beyond the last one are words of nothing.
+      if (octet >= 8 * (pairs + triangles) + ends) return Array(8).fill(0);
       const make = (k: number) => {
-        if (octet < 8 * pairs) return at(low, r) * at(high, k);
-        if (octet < 8 * (pairs + triangles)) return k <= r ? at(low, r) * at(low, k) : at(high, r) * at(high, k);
-        return octet < 8 * (pairs + triangles) + ends ? at(high, k) ** 2 : 0;
+        if (kind === SQUARE_KINDS.pair) return at(low, r) * at(high, k);
+        if (kind === SQUARE_KINDS.triangles) return k <= r ? at(low, r) * at(low, k) : at(high, r) * at(high, k);
+        return at(high, k) ** 2;
       };
       return Array.from({ length: 8 }, (_, k) => make(k));
     });
@@ -41,7 +43,7 @@ test.each([
 ])("weighted products of features of %i elements are powers of degree %i of dot products", (headDim, degree) => {
   const { features, octets, weights, sorted, places, table } = featureOrder(headDim, degree, 2);
   expect(features % 32).toBe(0);
-  expect(octets.length * 8).toBe(Math.ceil(features / 64) * 64);
+  expect(octets.length * 8).toBe(Math.ceil(features / 128) * 128);
   const vector = (phase: number) => Array.from({ length: headDim }, (_, i) => Math.sin(phase + i * i) / 2);
   const [q, k] = [vector(1), vector(2)];
   const [a, b] = [q, k].map((x) => expand(x, octets, degree));

@@ -15,7 +15,7 @@ export const GROUP = 64;
 export interface FeatureOrder {
   /** Features in this order: a multiple of 64 · `groupsPerTile`, at degree 2 of 32. */
   readonly features: number;
-  /** A word for each octet, of whole groups: j in the last byte, the prefix's indices in the bytes before. */
+  /** A word for each octet, and 0 up to `groupsPerTile` whole groups: j in the last byte, the prefix's indices in the bytes before. */
   readonly octets: Int32Array;
   /** The feature's place in the sorted order, or −1 for one that weighs nothing. */
   readonly sorted: Int32Array;
@@ -56,11 +56,14 @@ function prefixes(length: number, end: number): number[][] {
  */
 export interface SquareGroups {
   blocks: number;
-  /** Groups of two blocks; of triangles; and octets of squares. */
+  /** Groups of two blocks, that of low and high at high (high − 1) / 2 + low; of triangles; and octets of squares. */
   pairs: number;
   triangles: number;
   ends: number;
 }
+
+/** What a group's word tells, in its second byte, beside the blocks. */
+export const SQUARE_KINDS = { pair: 0, triangles: 1, ends: 2 } as const;
 
 export function squareGroups(headDim: number): SquareGroups {
   const blocks = Math.ceil(headDim / OCTET);
@@ -78,22 +81,31 @@ function enumerateSquares(headDim: number): { elements: (number[] | undefined)[]
   const elements: (number[] | undefined)[] = [];
   const words: number[] = [];
   const eight = [0, 1, 2, 3, 4, 5, 6, 7];
-  const octet = (low: number, high: number, of: (k: number) => number[] | undefined) => {
-    words.push((OCTET * low) | (high << 24));
+  const octet = (kind: number, low: number, high: number, of: (k: number) => number[] | undefined) => {
+    words.push((OCTET * low) | (kind << 16) | (high << 24));
     for (const k of eight) elements.push(of(k));
   };
+  const within = (block: number, r: number, k: number) => [
+    OCTET * block + Math.min(r, k),
+    OCTET * block + Math.max(r, k),
+  ];
   for (let high = 0; high < blocks; high++) {
     for (let low = 0; low < high; low++) {
-      for (const l of eight) octet(low, high, (k) => [OCTET * low + l, OCTET * high + k]);
+      for (const l of eight) octet(SQUARE_KINDS.pair, low, high, (k) => [OCTET * low + l, OCTET * high + k]);
     }
   }
   for (let m = 0; m < triangles; m++) {
     const low = 2 * m;
     const high = Math.min(low + 1, blocks - 1);
-    const beyond = (r: number, k: number) => (high > low ? [OCTET * high + r, OCTET * high + k] : undefined);
-    for (const r of eight) octet(low, high, (k) => (k <= r ? [OCTET * low + k, OCTET * low + r] : beyond(r, k)));
+    const beyond = (r: number, k: number) => (high > low ? within(high, r, k) : undefined);
+    for (const r of eight) {
+      octet(SQUARE_KINDS.triangles, low, high, (k) => (k <= r ? within(low, r, k) : beyond(r, k)));
+    }
   }
-  for (let m = 0; m < ends; m++) octet(2 * m + 1, 2 * m + 1, (k) => [OCTET * (2 * m + 1) + k, OCTET * (2 * m + 1) + k]);
+  for (let m = 0; m < ends; m++) {
+    const block = 2 * m + 1;
+    octet(SQUARE_KINDS.ends, block, block, (k) => [OCTET * block + k, OCTET * block + k]);
+  }
   return { elements, words };
 }
 
@@ -121,7 +133,8 @@ function enumerate(headDim: number, degree: number, groupsPerTile: number): Feat
   const { elements, words } = degree === 2 ? enumerateSquares(headDim) : enumerateOctets(headDim, degree);
   const multiple = degree === 2 ? OCTET * READ_OCTETS : GROUP * groupsPerTile;
   const features = Math.ceil((OCTET * words.length) / multiple) * multiple;
-  const octets = new Int32Array((Math.ceil(features / GROUP) * GROUP) / OCTET);
+  const ofTile = (GROUP / OCTET) * groupsPerTile;
+  const octets = new Int32Array(Math.ceil(words.length / ofTile) * ofTile);
   octets.set(words);
 
   const rank = new Map<string, number>();

@@ -65,15 +65,16 @@ const body = (
       : {
           ...(readHigher(degree, xOctets, tokens, lanes, READ_OCTETS) ?? general),
           groups: "P.features / 64u",
+          // The last once more, rather than a branch: lanes would wait at its end for what was fetched.
+          advance: "s0 += select(0u, PART, 64u * group + 64u < P.features);",
           ends: [],
         };
-  const turn = (make: string, more: string, fetch = "") => `{
+  const turn = (make: string, advance: string, fetch = "") => `{
     workgroupBarrier();
     ${part.keep}
     ${make}
     workgroupBarrier();
-    // The last once more, rather than a branch: lanes would wait at its end for what was fetched.
-    s0 += ${more};
+    ${advance}
     ${part.fetch}
     ${fetch}
     for (var step = 0u; step < ${FEATURES_AT_ONCE}u; step += MATRIX_K) {
@@ -105,16 +106,17 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   let ownRow = ((lane / SUBGROUP) / ACROSS) * OWN_ROWS;
   let ownColumn = ((lane / SUBGROUP) % ACROSS) * OWN_COLUMNS;
   ${declareSums(own, matricesAcross)}
-  var s0 = state * P.features * STATE_OCTETS;
+  let state0 = state * P.features * STATE_OCTETS;
+  var s0 = state0;
   ${features.begin}
   ${part.declare}
   ${part.fetch}
   ${each(ownTokens, (k) => `let phiAt_${k} = ${phi.place(n(k))};`)}
   for (var group = 0u; group < ${features.groups}; group++) {
-    ${turn(features.make(0), "PART")}
-    ${turn(features.make(1), "select(0u, PART, 64u * group + 64u < P.features)", features.fetch)}
+    ${turn(features.make(0), "s0 += PART;")}
+    ${turn(features.make(1), features.advance, features.fetch)}
   }
-  ${features.ends.map((make, at) => turn(make, at + 1 < features.ends.length ? "PART" : "0u")).join("\n")}
+  ${features.ends.map((make, at) => turn(make, at + 1 < features.ends.length ? "s0 += PART;" : "")).join("\n")}
   ${storeSums(
     own,
     matricesAcross,
@@ -126,7 +128,10 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
 }`;
 };
 
-/** At degree 2 a lane keeps its tokens' two blocks in registers, and fetches the next ones ahead. */
+/**
+ * At degree 2 a lane keeps its tokens' two blocks in registers, and fetches the next ones ahead. Triangles are read when both
+ * their blocks are there.
+ */
 function readSquares(
   headDim: number,
   tokens: number,
@@ -134,9 +139,11 @@ function readSquares(
   inChunk: (k: number) => string,
 ) {
   const { blocks, pairs, triangles, ends } = squareGroups(headDim);
+  const groups = pairs + triangles;
   const weight = "f16(exp2(FEATURE_EXPONENT))";
   const perToken = (text: (k: number) => string) => each(tokens, (k) => within(k, text(k)));
-  const fetchHigh = each(tokens, (k) => `high_${k} = load4_x(place_${k} + highAt);`);
+  // That is where low would be high: with the block before it for low, unless they are those of a last block alone.
+  const alone = blocks % 2 === 1 ? `highAt == ${blocks - 1}u` : "false";
   return {
     begin: `var lowAt = 0u;
   var highAt = ${Math.min(1, blocks - 1)}u;
@@ -146,23 +153,23 @@ function readSquares(
   var low_${k} = load4_x(place_${k});
   var high_${k} = load4_x(place_${k} + highAt);`,
   )}`,
-    groups: `${pairs + triangles}u`,
-    make: (half: number) => `if (group < ${pairs}u) {
+    groups: `${groups}u`,
+    make: (half: number) => `if (lowAt < highAt) {
       ${perToken((k) => `make_half_square(low_${k}.${half === 0 ? "xy" : "zw"}, high_${k}, ${weight}, phiAt_${k});`)}
     } else {
       ${perToken((k) => `make_half_triangles_${half}(low_${k}, high_${k}, ${weight}, phiAt_${k});`)}
     }`,
-    fetch: `lowAt++;
-    if (group + 1u >= ${pairs}u) {
-      lowAt = min(2u * (group + 1u - ${pairs}u), ${blocks - 1}u);
-      highAt = min(lowAt + 1u, ${blocks - 1}u);
-      ${fetchHigh}
-    } else if (lowAt == highAt) {
+    advance: `lowAt++;
+    let nextHigh = lowAt == highAt + select(highAt % 2u, 1u, ${alone});
+    if (nextHigh) {
       lowAt = 0u;
-      highAt++;
-      ${fetchHigh}
+      highAt = min(highAt + 1u, ${blocks - 1}u);
     }
-    ${each(tokens, (k) => `low_${k} = load4_x(place_${k} + lowAt);`)}`,
+    let next = select(${pairs}u + highAt / 2u, highAt * (highAt - 1u) / 2u + lowAt, lowAt < highAt);
+    s0 = state0 + 2u * PART * select(next, ${ends > 0 ? groups : groups - 1}u, group == ${groups - 1}u);`,
+    fetch: `if (nextHigh) { ${each(tokens, (k) => `high_${k} = load4_x(place_${k} + highAt);`)} }
+    let lowBlock = min(lowAt, highAt - select(1u, 0u, ${alone}));
+    ${each(tokens, (k) => `low_${k} = load4_x(place_${k} + lowBlock);`)}`,
     /** Half groups of squares alone; beyond the last one states are 0. */
     ends: Array.from({ length: Math.ceil(ends / READ_OCTETS) }, (_, turn) =>
       perToken((k) =>

@@ -51,25 +51,17 @@ const body = (tiles: PowerTiles, shape: Shape, { blocks, pairs, triangles }: Squ
   const padded = width > blocks * OCTET;
   const perToken = (text: (k: number) => string) => each(tokens, text);
   const product = (k: number, octet: number) => `products[ownPlace + ${products.placeOf(k * subgroupSize) + octet}u]`;
-  // Lanes keep a and the octet; features {a, b} of two blocks are apart by a constant for b below a, and where b is larger by another.
   const begin = each(
     gathers,
     (k) => `let a_${k} = (${at(k)}) / ${inner}u;
   let octet_${k} = (${at(k)}) % ${inner}u;
-  let keptAt_${k} = ${part.place(`a_${k}`)} + octet_${k};
-  let below_${k} = (state * P.features + apart(a_${k}, 0u)) * Y_OCTETS + octet_${k};
-  let above_${k} = (state * P.features + 8u * a_${k}) * Y_OCTETS + octet_${k};`,
+  let keptAt_${k} = ${part.place(`a_${k}`)} + octet_${k};`,
   );
-  const fetch = `let fromAbove = apart(b, 0u) * Y_OCTETS + part * ${inner}u;
-      let fromBelow = 8u * b * Y_OCTETS + part * ${inner}u;
-      let fromState = state * P.features * Y_OCTETS + part * ${inner}u;
+  const fetch = `let part0 = state * P.features * Y_OCTETS + part * ${inner}u;
       ${each(gathers, (k) =>
         within(
           k,
-          `${padded ? `if (a_${k} < ${blocks * OCTET}u) ` : ""}{
-        let beside = fromState + within(b / 8u, a_${k}, b) * Y_OCTETS + octet_${k};
-        next_${k} = load4_s(select(select(above_${k} + fromAbove, below_${k} + fromBelow, b < a_${k}), beside, b / 8u == a_${k} / 8u));
-      }`,
+          `${padded ? `if (a_${k} < ${blocks * OCTET}u) ` : ""}{ next_${k} = load4_s(part0 + feature(a_${k}, b) * Y_OCTETS + octet_${k}); }`,
         ),
       )}`;
   // An octet of a token's row of x.
@@ -123,13 +115,18 @@ var<workgroup> products: array<vec4u, ${products.size(lanes * tokens)}>;
 var<workgroup> part_of_state: array<vec4u, ${part.size(width)}>;
 
 ${HALVES}${EXPONENTS}${SUM_SCALE}
-// Where feature {high, low} is, of two blocks; and of one.
-fn apart(high: u32, low: u32) -> u32 { return 32u * (high / 8u) * (high / 8u - 1u) + 8u * low + high % 8u; }
-fn within(block: u32, a: u32, b: u32) -> u32 {
-  let more = max(a, b) % 8u;
-  let less = min(a, b) % 8u;
-  if (block % 2u == 1u && a == b) { return ${GROUP * (pairs + triangles)}u + 8u * (block / 2u) + less; }
-  return ${GROUP * pairs}u + ${GROUP}u * (block / 2u) + select(8u * more + less, 8u * less + more, block % 2u == 1u);
+// Where feature {a, b} is.
+fn feature(a: u32, b: u32) -> u32 {
+  let more = max(a, b);
+  let less = min(a, b);
+  let block = b / 8u;
+  let low = less % 8u;
+  let high = more % 8u;
+  let of_two = 32u * (more / 8u) * (more / 8u - 1u) + 8u * less + high;
+  let odd = block % 2u == 1u;
+  let of_one = ${GROUP * pairs}u + ${GROUP}u * (block / 2u) + select(8u * high + low, 8u * low + high, odd);
+  let at_end = ${GROUP * (pairs + triangles)}u + 8u * (block / 2u) + low;
+  return select(of_two, select(of_one, at_end, odd && a == b), a / 8u == block);
 }
 // z[a, b], twice that where a = b, of eight b in a row.
 fn column_of_sums(z0: u32, a: u32, b: u32) -> vec4u {
@@ -139,11 +136,8 @@ fn column_of_sums(z0: u32, a: u32, b: u32) -> vec4u {
   return column;
 }
 fn doubled_sum(z0: u32, a: u32, b: u32) -> f32 {
-  if (a / 8u == b / 8u) {
-    let z = load_z(z0 + within(a / 8u, a, b));
-    return select(z, 2.0 * z, a == b);
-  }
-  return load_z(z0 + apart(max(a, b), min(a, b)));
+  let z = load_z(z0 + feature(a, b));
+  return select(z, 2.0 * z, a == b);
 }
 
 @compute @workgroup_size(LANES)
