@@ -156,6 +156,21 @@ describeOnGpu("tiles on webgpu", () => {
     }
   });
 
+  test.runIf(plays)("groups of features that no tile divides: as with other tiles", async () => {
+    const problem: Problem = {
+      ...{ batch: 1, time: 100, queryHeads: 2, heads: 1, headDim: 40, valueDim: 16, degree: 2, seed: 1 },
+      ...{ gated: true, dtype: "bf16", options: { chunkSize: 40 } },
+    };
+    const wanted = await solve(device!, problem);
+    device!.tuned.accumulate = { groups: 3, steps: 8, down: 3, across: 3 };
+    try {
+      const found = await solve(device!, problem);
+      for (const [name, values] of Object.entries(wanted)) expectClose(name, found[name], values, 2 ** -7);
+    } finally {
+      delete device!.tuned.accumulate;
+    }
+  });
+
   test.runIf(plays)("the command finds some and writes them, and devices take them", async () => {
     write("{"); // what cannot be used is replaced
     const { stdout, stderr } = await run("--quick", "--kernels", "pairs,square");

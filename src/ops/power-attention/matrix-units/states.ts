@@ -104,8 +104,8 @@ fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) group
 
 /**
  * States, or their gradients, as `read` and the gradients through features take them: s and z of each chunk scaled by their
- * largest magnitudes. Gradients through features of degrees other than 2 add up what comes of both in units of s: there s
- * (times what it meets) may be 2^80 times smaller than z, not more.
+ * largest magnitudes. Gradients through features add up what comes of both in units of s: s (times what it meets) may be 2^80
+ * times smaller than z, not more.
  */
 export function packStates(
   plan: SequencePlan,
