@@ -115,18 +115,18 @@ var<workgroup> products: array<vec4u, ${products.size(lanes * tokens)}>;
 var<workgroup> part_of_state: array<vec4u, ${part.size(width)}>;
 
 ${HALVES}${EXPONENTS}${SUM_SCALE}
-// Where feature {a, b} is.
+// Where feature {a, b} is: of two blocks, or of one.
 fn feature(a: u32, b: u32) -> u32 {
-  let more = max(a, b);
-  let less = min(a, b);
-  let block = b / 8u;
-  let low = less % 8u;
-  let high = more % 8u;
-  let of_two = 32u * (more / 8u) * (more / 8u - 1u) + 8u * less + high;
+  let of_one = within(b / 8u, a, b);
+  return select(apart(max(a, b), min(a, b)), of_one, b / 8u == a / 8u);
+}
+fn apart(high: u32, low: u32) -> u32 { return 32u * (high / 8u) * (high / 8u - 1u) + 8u * low + high % 8u; }
+fn within(block: u32, a: u32, b: u32) -> u32 {
+  let more = max(a, b) % 8u;
+  let less = min(a, b) % 8u;
   let odd = block % 2u == 1u;
-  let of_one = ${GROUP * pairs}u + ${GROUP}u * (block / 2u) + select(8u * high + low, 8u * low + high, odd);
-  let at_end = ${GROUP * (pairs + triangles)}u + 8u * (block / 2u) + low;
-  return select(of_two, select(of_one, at_end, odd && a == b), a / 8u == block);
+  if (odd && a == b) { return ${GROUP * (pairs + triangles)}u + 8u * (block / 2u) + less; }
+  return ${GROUP * pairs}u + ${GROUP}u * (block / 2u) + select(8u * more + less, 8u * less + more, odd);
 }
 // z[a, b], twice that where a = b, of eight b in a row.
 fn column_of_sums(z0: u32, a: u32, b: u32) -> vec4u {
