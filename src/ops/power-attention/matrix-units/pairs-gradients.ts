@@ -18,6 +18,7 @@ import {
   takeScores,
   tilesAhead,
   WEIGHT_PLACE,
+  walkTiles,
 } from "./pairs-text.js";
 import { HALVES, SEEN } from "./text.js";
 import { type PowerTiles, powerConstants } from "./tiles.js";
@@ -68,25 +69,14 @@ const queriesBody = (tiles: PowerTiles, { xOctets, yOctets, sumAt }: Sizes) => {
     let most = strongest - GRADIENT_EXPONENT - lift;
     var flow = 0.0;
     key0 = 0u;
-    ${fetch}
-    loop {
-      workgroupBarrier();
-      ${keyTile.keep}
+    ${walkTiles({
+      ...{ at: "key0", others: "OTHERS", end: "end", fetch },
+      keep: `${keyTile.keep}
       ${valueTile.keep}
-      if (lane < OTHERS) { keyLevels[lane] = level; }
-      workgroupBarrier();
-      let now = key0;
-      key0 += OTHERS;
-      if (key0 < end) {
-        ${fetch}
-      }
-      ${scoreAll("q", "keys", "X_STRIDE", "scores", keyMatrices, own, xSteps, tiles)}
-      ${scoreAll("dy", "values", "Y_STRIDE", "changes", keyMatrices, own, ySteps, tiles)}
-      workgroupBarrier();
-      for (var n = lane; n < ROWS * WEIGHT_OCTETS; n += LANES) {
-        let octet = n / ROWS;
-        let at = row * SCORE_STRIDE + 2u * octet;
-        ${takeScores("score", "scores")}
+      if (lane < OTHERS) { keyLevels[lane] = level; }`,
+      scores: `${scoreAll("q", "keys", "X_STRIDE", "scores", keyMatrices, own, xSteps, tiles)}
+      ${scoreAll("dy", "values", "Y_STRIDE", "changes", keyMatrices, own, ySteps, tiles)}`,
+      weigh: `${takeScores("score", "scores")}
         ${takeScores("change", "changes")}
         let ends = seen(first + row - now - 8u * octet);
         ${whileMeasuring(
@@ -103,14 +93,9 @@ ${each(
     `let g_${k} = select(0.0, (change_${k} + dsum) * power(score_${k}, DEGREE - 1u) * exp2(keyLevels[8u * octet + ${k}u] - most), ${k}u < ends);
         flow += g_${k} * score_${k};`,
 )}
-        scores[row * SCORE_STRIDE + weight_place(octet)] = ${octetOf("g")};
-      }
-      workgroupBarrier();
-      for (var step = 0u; step < OTHERS; step += MATRIX_K) {
-        ${spread("dq", inPlaceOf("scores"), "keys", "X_STRIDE", own, columns, tiles)}
-      }
-      if (key0 >= end) { break; }
-    }`;
+        scores[row * SCORE_STRIDE + weight_place(octet)] = ${octetOf("g")};`,
+      add: `${spread("dq", inPlaceOf("scores"), "keys", "X_STRIDE", own, columns, tiles)}`,
+    })}`;
   const result = {
     ...{ name: "dq", columns, lifts: "lifts", binding: "dQ", width: "(8u * X_OCTETS)", scrap: "scores" },
     store: `${storeRows("dq", "dQ", "8u * X_OCTETS", own, columns, tiles)}
@@ -180,28 +165,17 @@ const keysBody = (tiles: PowerTiles, { xOctets, yOctets, sumAt }: Sizes) => {
   for (var member = 0u; member < P.members; member++) {
     let queryRow0 = (((line / P.chunks) * P.members + member) * P.chunks + chunk) * CHUNK_ROWS;
     var query0 = first / OTHERS * OTHERS;
-    ${fetch}
-    loop {
-      workgroupBarrier();
-      ${queryTile.keep}
+    ${walkTiles({
+      ...{ at: "query0", others: "OTHERS", end: "CHUNK_ROWS", fetch },
+      keep: `${queryTile.keep}
       ${gradientTile.keep}
       if (lane < OTHERS) {
         queryLevels[lane] = level;
         dsums[lane] = whole(dsum);
-      }
-      workgroupBarrier();
-      let now = query0;
-      query0 += OTHERS;
-      if (query0 < CHUNK_ROWS) {
-        ${fetch}
-      }
-      ${scoreAll("k", "queries", "X_STRIDE", "scores", queryMatrices, own, xSteps, tiles)}
-      ${scoreAll("v", "gradients", "Y_STRIDE", "changes", queryMatrices, own, ySteps, tiles)}
-      workgroupBarrier();
-      for (var n = lane; n < ROWS * WEIGHT_OCTETS; n += LANES) {
-        let octet = n / ROWS;
-        let at = row * SCORE_STRIDE + 2u * octet;
-        ${takeScores("score", "scores")}
+      }`,
+      scores: `${scoreAll("k", "queries", "X_STRIDE", "scores", queryMatrices, own, xSteps, tiles)}
+      ${scoreAll("v", "gradients", "Y_STRIDE", "changes", queryMatrices, own, ySteps, tiles)}`,
+      weigh: `${takeScores("score", "scores")}
         ${takeScores("change", "changes")}
         let place = now + 8u * octet - first - row; // of the octet's first query after the row; beyond 2^31 where it is before
         let begins = select(0u, min(0u - place, 8u), place >= 0x80000000u);
@@ -229,15 +203,10 @@ ${each(
         flow += w_${k} * whole_${k};`,
 )}
         scores[row * SCORE_STRIDE + weight_place(octet)] = ${octetOf("w")};
-        changes[row * SCORE_STRIDE + weight_place(octet)] = ${octetOf("h")};
-      }
-      workgroupBarrier();
-      for (var step = 0u; step < OTHERS; step += MATRIX_K) {
-        { ${spread("dv", inPlaceOf("scores"), "gradients", "Y_STRIDE", own, yColumns, tiles)} }
-        { ${spread("dk", inPlaceOf("changes"), "queries", "X_STRIDE", own, xColumns, tiles)} }
-      }
-      if (query0 >= CHUNK_ROWS) { break; }
-    }
+        changes[row * SCORE_STRIDE + weight_place(octet)] = ${octetOf("h")};`,
+      add: `{ ${spread("dv", inPlaceOf("scores"), "gradients", "Y_STRIDE", own, yColumns, tiles)} }
+        { ${spread("dk", inPlaceOf("changes"), "queries", "X_STRIDE", own, xColumns, tiles)} }`,
+    })}
   }`;
   const results = [
     {

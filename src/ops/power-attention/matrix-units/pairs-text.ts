@@ -126,6 +126,43 @@ export const tilesAhead =
   (lanes: number, others: number) => (name: string, octets: number, source: (n: string) => string) =>
     tileAhead(name, { lines: others, octets, stride: rowStride(octets), lanes }, source);
 
+/**
+ * The walk of a workgroup's rows over tiles of `others`, which `at` counts up to `end`. Of each tile what was fetched ahead is kept,
+ * scores are made, `weigh` makes weights of those of an octet in a lane's row, in their place, and `add` takes these times a tile.
+ */
+export const walkTiles = (walk: {
+  at: string;
+  others: string;
+  end: string;
+  fetch: string;
+  keep: string;
+  scores: string;
+  weigh: string;
+  add: string;
+}) => `${walk.fetch}
+    loop {
+      workgroupBarrier();
+      ${walk.keep}
+      workgroupBarrier();
+      let now = ${walk.at};
+      ${walk.at} += ${walk.others};
+      if (${walk.at} < ${walk.end}) {
+        ${walk.fetch}
+      }
+      ${walk.scores}
+      workgroupBarrier();
+      for (var n = lane; n < ROWS * WEIGHT_OCTETS; n += LANES) {
+        let octet = n / ROWS;
+        let at = row * SCORE_STRIDE + 2u * octet;
+        ${walk.weigh}
+      }
+      workgroupBarrier();
+      for (var step = 0u; step < ${walk.others}; step += MATRIX_K) {
+        ${walk.add}
+      }
+      if (${walk.at} >= ${walk.end}) { break; }
+    }`;
+
 /** Eight values, name_0 … name_7, as halves. Needs HALVES. */
 export const octetOf = (name: string) =>
   `vec4u(${[0, 2, 4, 6].map((k) => `two_halves(${name}_${k}, ${name}_${k + 1})`).join(", ")})`;

@@ -17,6 +17,7 @@ import {
   takeScores,
   tilesAhead,
   WEIGHT_PLACE,
+  walkTiles,
 } from "./pairs-text.js";
 import { HALVES, SEEN } from "./text.js";
 import { type PowerTiles, powerConstants } from "./tiles.js";
@@ -56,24 +57,13 @@ const body = (tiles: PowerTiles, xOctets: number, columns: number, sumAt: number
     ${letLift("lift", "lifts")}
     let most = strongest - WEIGHT_EXPONENT - lift;
     key0 = 0u;
-    ${fetch}
-    loop {
-      workgroupBarrier();
-      ${keyTile.keep}
+    ${walkTiles({
+      ...{ at: "key0", others: "KEYS", end: "end", fetch },
+      keep: `${keyTile.keep}
       ${valueTile.keep}
-      if (lane < KEYS) { keyLevels[lane] = level; }
-      workgroupBarrier();
-      let now = key0;
-      key0 += KEYS;
-      if (key0 < end) {
-        ${fetch}
-      }
-      ${scoreAll("q", "keys", "X_STRIDE", "scores", keyMatrices, own, xSteps, tiles)}
-      workgroupBarrier();
-      for (var n = lane; n < ROWS * WEIGHT_OCTETS; n += LANES) {
-        let octet = n / ROWS;
-        let at = row * SCORE_STRIDE + 2u * octet;
-        ${takeScores("score", "scores")}
+      if (lane < KEYS) { keyLevels[lane] = level; }`,
+      scores: `${scoreAll("q", "keys", "X_STRIDE", "scores", keyMatrices, own, xSteps, tiles)}`,
+      weigh: `${takeScores("score", "scores")}
         let ends = seen(first + row - now - 8u * octet);
         ${whileMeasuring(
           measure(
@@ -87,14 +77,9 @@ ${each(
   (k) =>
     `let w_${k} = select(0.0, power(score_${k}, DEGREE) * exp2(keyLevels[8u * octet + ${k}u] - most), ${k}u < ends);`,
 )}
-        scores[row * SCORE_STRIDE + weight_place(octet)] = ${octetOf("w")};
-      }
-      workgroupBarrier();
-      for (var step = 0u; step < KEYS; step += MATRIX_K) {
-        ${spread("sum", inPlaceOf("scores"), "values", "V_STRIDE", own, valueMatrices, tiles)}
-      }
-      if (key0 >= end) { break; }
-    }`;
+        scores[row * SCORE_STRIDE + weight_place(octet)] = ${octetOf("w")};`,
+      add: `${spread("sum", inPlaceOf("scores"), "values", "V_STRIDE", own, valueMatrices, tiles)}`,
+    })}`;
   const result = {
     ...{ name: "sum", columns: valueMatrices, lifts: "lifts", binding: "result", width: "COLUMNS", scrap: "scores" },
     store: storeRows("sum", "result", "COLUMNS", own, valueMatrices, tiles),
