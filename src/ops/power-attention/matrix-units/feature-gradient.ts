@@ -10,7 +10,7 @@ import { groupWords } from "./higher-features.js";
 import { chunkRows, type Packed } from "./pack.js";
 import { keepRows, scoreAll } from "./pairs-text.js";
 import { type ChunkStates, SUM_SCALE } from "./scan.js";
-import { EXPONENTS, HALVES, LINE_AND_STATE } from "./text.js";
+import { EXPONENTS, HALVES, LINE_AND_STATE, LINE_PARAMETERS } from "./text.js";
 import { type PowerTiles, powerConstants } from "./tiles.js";
 
 /**
@@ -147,16 +147,7 @@ export function featureGradient(
       octets: { dtype: "i32", access: "read", vectors: true },
       result: { dtype: "f32", access: "write" },
     },
-    parameters: {
-      lines: "u32",
-      chunks: "u32",
-      heads: "u32",
-      members: "u32",
-      features: "u32",
-      firstChunk: "u32",
-      endChunk: "u32",
-      queries: "u32",
-    },
+    parameters: { ...LINE_PARAMETERS, heads: "u32", queries: "u32" },
     body: body(tiles, degree, x.octets, y.octets, sumAt),
   };
   const result = empty([rows, OCTET * x.octets], device, "f32");

@@ -94,7 +94,7 @@ ${each(
         flow += g_${k} * score_${k};`,
 )}
         scores[row * SCORE_STRIDE + weight_place(octet)] = ${octetOf("g")};`,
-      add: `${spread("dq", inPlaceOf("scores"), "keys", "X_STRIDE", own, columns, tiles)}`,
+      add: spread("dq", inPlaceOf("scores"), "keys", "X_STRIDE", own, columns, tiles),
     })}`;
   const result = {
     ...{ name: "dq", columns, lifts: "lifts", binding: "dQ", width: "(8u * X_OCTETS)", scrap: "scores" },

@@ -62,7 +62,7 @@ const body = (tiles: PowerTiles, xOctets: number, columns: number, sumAt: number
       keep: `${keyTile.keep}
       ${valueTile.keep}
       if (lane < KEYS) { keyLevels[lane] = level; }`,
-      scores: `${scoreAll("q", "keys", "X_STRIDE", "scores", keyMatrices, own, xSteps, tiles)}`,
+      scores: scoreAll("q", "keys", "X_STRIDE", "scores", keyMatrices, own, xSteps, tiles),
       weigh: `${takeScores("score", "scores")}
         let ends = seen(first + row - now - 8u * octet);
         ${whileMeasuring(
@@ -78,7 +78,7 @@ ${each(
     `let w_${k} = select(0.0, power(score_${k}, DEGREE) * exp2(keyLevels[8u * octet + ${k}u] - most), ${k}u < ends);`,
 )}
         scores[row * SCORE_STRIDE + weight_place(octet)] = ${octetOf("w")};`,
-      add: `${spread("sum", inPlaceOf("scores"), "values", "V_STRIDE", own, valueMatrices, tiles)}`,
+      add: spread("sum", inPlaceOf("scores"), "values", "V_STRIDE", own, valueMatrices, tiles),
     })}`;
   const result = {
     ...{ name: "sum", columns: valueMatrices, lifts: "lifts", binding: "result", width: "COLUMNS", scrap: "scores" },

@@ -19,7 +19,7 @@ import { OCTET, squareGroups } from "./features.js";
 import { readHigher } from "./higher-features.js";
 import { chunkRows, type Packed, valueOctets } from "./pack.js";
 import type { ChunkStates } from "./scan.js";
-import { LINE_AND_STATE } from "./text.js";
+import { LINE_AND_STATE, LINE_PARAMETERS } from "./text.js";
 import { MAKE_FEATURES, type PowerTiles, powerConstants } from "./tiles.js";
 
 const FEATURES_AT_ONCE = READ_OCTETS * OCTET;
@@ -221,7 +221,7 @@ export function read(
       octets: { dtype: "i32", access: "read", vectors: degree > 2 },
       result: { dtype: "f32", access: "write" },
     },
-    parameters: { lines: "u32", chunks: "u32", members: "u32", features: "u32", firstChunk: "u32", endChunk: "u32" },
+    parameters: LINE_PARAMETERS,
     body: body(tiles, columns, s.shape[4], degree, headDim, x.octets),
   };
   const result = empty([rows, columns], device, "f32");

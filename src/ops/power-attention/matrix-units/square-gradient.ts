@@ -17,7 +17,7 @@ import type { SequencePlan } from "../contract.js";
 import { GROUP, OCTET, type SquareGroups, squareGroups } from "./features.js";
 import { chunkRows, type Packed, ROW_MULTIPLE } from "./pack.js";
 import { type ChunkStates, SUM_SCALE } from "./scan.js";
-import { EXPONENTS, HALVES, LINE_AND_STATE } from "./text.js";
+import { EXPONENTS, HALVES, LINE_AND_STATE, LINE_PARAMETERS } from "./text.js";
 import { type PowerTiles, powerConstants } from "./tiles.js";
 
 interface Shape {
@@ -237,16 +237,7 @@ export function squareGradient(
       valueLargest: { dtype: "f32", access: "read" },
       result: { dtype: "f32", access: "write" },
     },
-    parameters: {
-      lines: "u32",
-      chunks: "u32",
-      heads: "u32",
-      members: "u32",
-      features: "u32",
-      firstChunk: "u32",
-      endChunk: "u32",
-      queries: "u32",
-    },
+    parameters: { ...LINE_PARAMETERS, heads: "u32", queries: "u32" },
     body: body(
       tiles,
       { down, tokens, width, inner, parts: sumAt / inner, innerOfSums, inBlocks },

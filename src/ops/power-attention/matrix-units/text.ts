@@ -36,6 +36,16 @@ export const LINE_AND_STATE = `let line = id.y + id.z * groups.y; // counts b, h
   if (chunk < P.firstChunk || chunk >= P.endChunk) { return; }
   let state = (line / P.chunks / P.members) * P.chunks + chunk;`;
 
+/** What that needs, and where the state's features end. */
+export const LINE_PARAMETERS = {
+  lines: "u32",
+  chunks: "u32",
+  members: "u32",
+  features: "u32",
+  firstChunk: "u32",
+  endChunk: "u32",
+} as const;
+
 /** `seen(place)`: how many of an octet's keys a row sees, by the row's place among them: beyond 2^31 where it is before them. */
 export const SEEN = `
 fn seen(place: u32) -> u32 { return select(0u, min(place + 1u, 8u), place < 0x80000000u); }
