@@ -6,6 +6,7 @@ import { empty, type Tensor } from "../../../tensor/tensor.js";
 import type { Packed } from "../../power-attention/matrix-units/pack.js";
 import { keepRows, scoreAll, spread, storeRows, tilesAhead } from "../../power-attention/matrix-units/pairs-text.js";
 import {
+  eachOctet,
   fours,
   halvesOf,
   lengthOf,
@@ -14,6 +15,7 @@ import {
   SOFTMAX_TEXT,
   softmaxConstants,
   vectors,
+  walkLine,
   written,
 } from "./text.js";
 import type { SoftmaxTiles } from "./tiles.js";
@@ -85,10 +87,7 @@ fn weigh(row: u32, part: u32, place: u32, factor: f32, level: f32, valueFactor: 
   var sum = vec4f(0);
   var largest = vec4f(0);
   var largestValue = vec4f(0);
-  for (var turn = 0u; turn < WEIGHT_OCTETS / PARTS; turn++) {
-    let octet = part + turn * PARTS;
-    let at = row * SCORE_STRIDE + 2u * octet;
-    let ends = seen(place - 8u * octet);
+  ${eachOctet(`let ends = seen(place - 8u * octet);
     ${halvesOf((h) => `var p_${h} = exp2(scores[at + ${h}u] * keyPowers[2u * octet + ${h}u] * factor - level);`)}
     ${halvesOf((h) => `var v_${h} = valuePowers[2u * octet + ${h}u] * valueFactor;`)}
     if (ends < 8u) {
@@ -101,8 +100,7 @@ fn weigh(row: u32, part: u32, place: u32, factor: f32, level: f32, valueFactor: 
     sum += p_0 + p_1;
     largest = max(largest, max(p_0, p_1));
     largestValue = max(largestValue, max(v_0, v_1));
-    weights[row * WEIGHT_STRIDE + octet] = vec4u(four_halves(w_0), four_halves(w_1));
-  }
+    weights[row * WEIGHT_STRIDE + octet] = vec4u(four_halves(w_0), four_halves(w_1));`)}
   let leaves = any(largest > vec4f(exp2(MOST_EXPONENT))) || any(largestValue > vec4f(exp2(VALUE_EXPONENT)));
   return Weighed(sum.x + sum.y + sum.z + sum.w, leaves);
 }
@@ -130,23 +128,17 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   var valueExponent = vec4f(0);
   ${keyTile.declare}
   ${valueTile.declare}
-  ${fetch}
-  for (var now = 0u; now < end; now += OTHERS) {
-    workgroupBarrier();
-    ${keyTile.keep}
+  ${walkLine({
+    ...{ at: "key0", from: "0u", end: "end", fetch },
+    keep: `${keyTile.keep}
     ${valueTile.keep}
     if (lane < OTHERS / 4u) {
       keyPowers[lane] = exp2(keyExponent);
       valuePowers[lane] = exp2(valueExponent);
     }
-    if (lane == 0u) { atomicStore(&rises, 0u); }
-    workgroupBarrier();
-    // The last once more, rather than a branch: lanes would wait at its end for what was fetched.
-    key0 = min(now + OTHERS, CHUNK_ROWS - OTHERS);
-    ${fetch}
-    ${scoreAll("q", "keys", "X_STRIDE", "scores", keyMatrices, own, steps, tiles, "ownScore")}
-    workgroupBarrier();
-    let place = first + row - now;
+    if (lane == 0u) { atomicStore(&rises, 0u); }`,
+    scores: scoreAll("q", "keys", "X_STRIDE", "scores", keyMatrices, own, steps, tiles, "ownScore"),
+    weigh: `let place = first + row - now;
     var weighed = Weighed(0.0, false);
     if (now > 0u) {
       weighed = weigh(row, part, place, factor, level, 1.0 / valueUnit);
@@ -185,8 +177,8 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
     total += weighed.sum;
     for (var step = 0u; step < OTHERS; step += MATRIX_K) {
       ${spread("sum", WEIGHTS, "values", "Y_STRIDE", own, columns, tiles, OWN_OCTET)}
-    }
-  }
+    }`,
+  })}
   if (PARTS > 1u) {
     partial[lane] = total;
     workgroupBarrier();

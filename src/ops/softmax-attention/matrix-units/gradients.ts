@@ -13,6 +13,7 @@ import {
   WEIGHT_PLACE,
 } from "../../power-attention/matrix-units/pairs-text.js";
 import {
+  eachOctet,
   fours,
   halvesOf,
   KEY_TABLE,
@@ -22,6 +23,7 @@ import {
   SOFTMAX_TEXT,
   softmaxConstants,
   vectors,
+  walkLine,
   written,
 } from "./text.js";
 import type { SoftmaxTiles } from "./tiles.js";
@@ -82,26 +84,17 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   var valuePower = vec4f(0);
   ${keyTile.declare}
   ${valueTile.declare}
-  ${fetch}
-  for (var now = 0u; now < end; now += OTHERS) {
-    workgroupBarrier();
-    ${keyTile.keep}
+  ${walkLine({
+    ...{ at: "key0", from: "0u", end: "end", fetch },
+    keep: `${keyTile.keep}
     ${valueTile.keep}
     if (lane < OTHERS / 4u) {
       keyPowers[lane] = keyPower;
       valuePowers[lane] = valuePower;
-    }
-    workgroupBarrier();
-    // The last once more, rather than a branch: lanes would wait at its end for what was fetched.
-    key0 = min(now + OTHERS, CHUNK_ROWS - OTHERS);
-    ${fetch}
-    ${scoreAll("q", "keys", "X_STRIDE", "scores", keyMatrices, own, xSteps, tiles, "ownScore")}
-    ${scoreAll("dy", "values", "Y_STRIDE", "changes", keyMatrices, own, ySteps, tiles, "ownScore")}
-    workgroupBarrier();
-    for (var turn = 0u; turn < WEIGHT_OCTETS / PARTS; turn++) {
-      let octet = part + turn * PARTS;
-      let at = row * SCORE_STRIDE + 2u * octet;
-      let ends = seen(first + row - now - 8u * octet);
+    }`,
+    scores: `${scoreAll("q", "keys", "X_STRIDE", "scores", keyMatrices, own, xSteps, tiles, "ownScore")}
+    ${scoreAll("dy", "values", "Y_STRIDE", "changes", keyMatrices, own, ySteps, tiles, "ownScore")}`,
+    weigh: `${eachOctet(`let ends = seen(first + row - now - 8u * octet);
       ${halvesOf(
         (h) => `let power_${h} = keyPowers[2u * octet + ${h}u];
       var p_${h} = exp2(bitcast<vec4f>(scores[at + ${h}u]) * power_${h} * factor - level);`,
@@ -110,13 +103,12 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
         ${halvesOf((h) => `p_${h} = select(vec4f(0), p_${h}, before(${4 * h}u, ends));`)}
       }
       ${halvesOf((h) => `let g_${h} = p_${h} * (bitcast<vec4f>(changes[at + ${h}u]) * valuePowers[2u * octet + ${h}u] - delta) * power_${h};`)}
-      scores[row * SCORE_STRIDE + weight_place(octet)] = vec4u(four_halves(g_0), four_halves(g_1));
-    }
+      scores[row * SCORE_STRIDE + weight_place(octet)] = vec4u(four_halves(g_0), four_halves(g_1));`)}
     workgroupBarrier();
     for (var step = 0u; step < OTHERS; step += MATRIX_K) {
       ${spread("dq", inPlaceOf("scores"), "keys", "X_STRIDE", own, columns, tiles, OWN_X)}
-    }
-  }
+    }`,
+  })}
   ${storeRows("dq", "dQ", "8u * X_OCTETS", own, columns, tiles, OWN_X)}
 }`;
 };
@@ -172,26 +164,18 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   for (var member = 0u; member < P.members; member++) {
     let queryRow0 = (line * P.members + member) * CHUNK_ROWS;
     var query0 = first / OTHERS * OTHERS;
-    ${fetch}
-    for (var now = first / OTHERS * OTHERS; now < CHUNK_ROWS; now += OTHERS) {
-      workgroupBarrier();
-      ${queryTile.keep}
+    ${walkLine({
+      ...{ at: "query0", from: "first / OTHERS * OTHERS", end: "CHUNK_ROWS", fetch },
+      keep: `${queryTile.keep}
       ${gradientTile.keep}
       if (lane < OTHERS / 4u) {
         powers[lane] = power;
         deltas[lane] = delta;
         queryLevels[lane] = queryLevel;
-      }
-      workgroupBarrier();
-      query0 = min(now + OTHERS, CHUNK_ROWS - OTHERS);
-      ${fetch}
-      ${scoreAll("k", "queries", "X_STRIDE", "scores", queryMatrices, own, xSteps, tiles, "ownScore")}
-      ${scoreAll("v", "gradients", "Y_STRIDE", "changes", queryMatrices, own, ySteps, tiles, "ownScore")}
-      workgroupBarrier();
-      for (var turn = 0u; turn < WEIGHT_OCTETS / PARTS; turn++) {
-      let octet = part + turn * PARTS;
-        let at = row * SCORE_STRIDE + 2u * octet;
-        let place = first + row - now - 8u * octet; // of the row among the octet's queries; beyond 2^31 where it is before them
+      }`,
+      scores: `${scoreAll("k", "queries", "X_STRIDE", "scores", queryMatrices, own, xSteps, tiles, "ownScore")}
+      ${scoreAll("v", "gradients", "Y_STRIDE", "changes", queryMatrices, own, ySteps, tiles, "ownScore")}`,
+      weigh: `${eachOctet(`let place = first + row - now - 8u * octet; // of the row among the octet's queries; beyond 2^31 where it is before them
         let begins = select(0u, min(place, 8u), place < 0x80000000u);
         ${halvesOf(
           (h) => `let power_${h} = powers[2u * octet + ${h}u];
@@ -202,14 +186,13 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
         }
         ${halvesOf((h) => `let h_${h} = w_${h} * (bitcast<vec4f>(changes[at + ${h}u]) * valuePower - deltas[2u * octet + ${h}u]) * (power_${h} * pullPower);`)}
         scores[row * SCORE_STRIDE + weight_place(octet)] = vec4u(four_halves(w_0), four_halves(w_1));
-        changes[row * SCORE_STRIDE + weight_place(octet)] = vec4u(four_halves(h_0), four_halves(h_1));
-      }
+        changes[row * SCORE_STRIDE + weight_place(octet)] = vec4u(four_halves(h_0), four_halves(h_1));`)}
       workgroupBarrier();
       for (var step = 0u; step < OTHERS; step += MATRIX_K) {
         { ${spread("dv", inPlaceOf("scores"), "gradients", "Y_STRIDE", own, yColumns, tiles, OWN_Y)} }
         { ${spread("dk", inPlaceOf("changes"), "queries", "X_STRIDE", own, xColumns, tiles, OWN_X)} }
-      }
-    }
+      }`,
+    })}
   }
   ${storeRows("dk", "dK", "8u * X_OCTETS", own, xColumns, tiles, OWN_X)}
   ${storeRows("dv", "dV", "8u * Y_OCTETS", own, yColumns, tiles, OWN_Y)}

@@ -66,6 +66,38 @@ export const SHARES = `let ownRow = lane / SUBGROUP / ACROSS * OWN_ROWS;
   let row = select(lane % ROWS, lane, PARTS == 1u);
   let part = select(lane / ROWS, 0u, PARTS == 1u);`;
 
+/**
+ * The walk of a workgroup's rows over tiles of their line, `now` at one of them and `at` where the next is fetched. Of each what was
+ * fetched ahead is kept, scores are made, and `weigh` does the rest.
+ */
+export const walkLine = (walk: {
+  at: string;
+  from: string;
+  end: string;
+  fetch: string;
+  keep: string;
+  scores: string;
+  weigh: string;
+}) => `${walk.fetch}
+  for (var now = ${walk.from}; now < ${walk.end}; now += OTHERS) {
+    workgroupBarrier();
+    ${walk.keep}
+    workgroupBarrier();
+    // The last once more, rather than a branch: lanes would wait at its end for what was fetched.
+    ${walk.at} = min(now + OTHERS, CHUNK_ROWS - OTHERS);
+    ${walk.fetch}
+    ${walk.scores}
+    workgroupBarrier();
+    ${walk.weigh}
+  }`;
+
+/** Text for each octet of scores that is the lane's. */
+export const eachOctet = (text: string) => `for (var turn = 0u; turn < WEIGHT_OCTETS / PARTS; turn++) {
+    let octet = part + turn * PARTS;
+    let at = row * SCORE_STRIDE + 2u * octet;
+    ${text}
+  }`;
+
 /** Text for both halves of an octet. */
 export const halvesOf = (text: (h: number) => string) => each(2, text);
 
