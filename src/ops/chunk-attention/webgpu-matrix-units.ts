@@ -15,7 +15,7 @@ import type { Unnormalised } from "./contract.js";
 export function chunkAttentionOnMatrixUnits(plan: SequencePlan, tiles: PowerTiles, inputs: HalfInputs): Unnormalised {
   const { batch, time, queryHeads, valueDim } = plan;
   const { device } = inputs.q;
-  const keys = packKeys(plan, tiles, inputs);
+  const keys = packKeys(plan, tiles, inputs, undefined, false);
   const q = packRows(plan, inputs.q, tiles.stepMultiple);
   const near = pairs(plan, tiles, q, keys.k, keys.v, keys.levels);
   const y = empty([batch, time, queryHeads, valueDim], device, "f32");
@@ -35,7 +35,7 @@ export function chunkAttentionGradientsOnMatrixUnits(
   const like = (x: Tensor) => empty(x.shape, x.device, x.dtype);
   const products = (x: Tensor) => (plan.gated ? empty(x.shape.slice(0, 3), x.device, "f32") : undefined);
   const { sumAt } = valueOctets(plan.valueDim, tiles);
-  const keys = packKeys(plan, tiles, inputs, balanced(plan, inputs.v, dy, dsum));
+  const keys = packKeys(plan, tiles, inputs, balanced(plan, inputs.v, dy, dsum), false);
   const { k, v, valueLargest } = keys;
   const q = packRows(plan, inputs.q, tiles.stepMultiple);
   const packedDy = packGradients(plan, { dy, dsum }, valueLargest, tiles);

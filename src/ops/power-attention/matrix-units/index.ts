@@ -79,14 +79,18 @@ export interface PackedKeys {
   levels: Levels;
 }
 
-/** `valueLargest`, or more: whatever values and what arrives at their sums are to be divided by. */
+/**
+ * `valueLargest`, or more: whatever values and what arrives at their sums are to be divided by. `inBlocks`: keys by blocks, too, for
+ * features.
+ */
 export function packKeys(
   plan: SequencePlan,
   tiles: PowerTiles,
   { k, v, gates }: Omit<HalfInputs, "q">,
   valueLargest = largestOfChunks(plan, v),
+  inBlocks = summedInBlocks(plan),
 ): PackedKeys {
-  const packed = packRows(plan, k, tiles.stepMultiple, summedInBlocks(plan));
+  const packed = packRows(plan, k, tiles.stepMultiple, inBlocks);
   return {
     k: packed,
     v: packValues(plan, v, valueLargest, tiles),
