@@ -16,7 +16,7 @@ import type { SequencePlan } from "../contract.js";
 import { featureOrder, GROUP, OCTET, SQUARE_KINDS, squareGroups } from "./features.js";
 import { accumulateHigher } from "./higher-features.js";
 import type { Levels } from "./levels.js";
-import { chunkRows, type Packed, ROW_MULTIPLE } from "./pack.js";
+import { chunkRows, octetAt, type Packed, ROW_MULTIPLE, rowAt } from "./pack.js";
 import { MAKE_FEATURES, type PowerTiles, powerConstants } from "./tiles.js";
 
 /**
@@ -36,14 +36,13 @@ const body = (tiles: PowerTiles, columns: number, degree: number, ends: number, 
     { lines: steps, octets: columns / 8, stride: rowStride(columns / 8), lanes },
     (n) => `load4_y((row0 + base) * Y_OCTETS + ${n})`,
   );
-  // An octet of a token's row; where its tile begins counts rows.
-  const octetAt = (token: string, octet: string) =>
-    inBlocks ? `${token} + ${octet} * ${ROW_MULTIPLE}u` : `${token} * X_OCTETS + ${octet}`;
-  const inBlock = inBlocks && steps < ROW_MULTIPLE ? ` - base % ${ROW_MULTIPLE}u * (X_OCTETS - 1u)` : "";
+  // Where a tile's first row begins, and a token's octet after that: a tile of as many rows as a block begins with it.
+  const firstRow = rowAt("(row0 + base)", inBlocks && steps < ROW_MULTIPLE);
+  const ofToken = (token: string, octet: string) => octetAt(inBlocks ? token : `${token} * X_OCTETS`, octet, inBlocks);
   const fetchFeatures = each(
     ownTokens,
-    (k) => `low_${k} = load4_x((row0 + base) * X_OCTETS${inBlock} + lowAt_${k});
-      high_${k} = load4_x((row0 + base) * X_OCTETS${inBlock} + highAt_${k});
+    (k) => `low_${k} = load4_x(${firstRow} + lowAt_${k});
+      high_${k} = load4_x(${firstRow} + highAt_${k});
       weight_${k} = load_tokens(4u * (row0 + base) + tokenAt_${k});`,
   );
   const makeAhead = each(ownTokens, (k) =>
@@ -56,7 +55,7 @@ const body = (tiles: PowerTiles, columns: number, degree: number, ends: number, 
         case ${SQUARE_KINDS.triangles}u: { make_triangles(low_${k}, high_${k}, weight, at); }
         default: {
           // Few workgroups come here, so that nothing is fetched ahead for it.
-          ${each(Math.min(ends, OCTET), (o) => `make_ends(load4_x((row0 + base) * X_OCTETS${inBlock} + ${octetAt(`${laneAt(k)} % STEPS`, `min(highOctet_${k} + ${2 * o}u, X_OCTETS - 1u)`)}), weight, at + ${o}u);`)}
+          ${each(Math.min(ends, OCTET), (o) => `make_ends(load4_x(${firstRow} + ${ofToken(`${laneAt(k)} % STEPS`, `min(highOctet_${k} + ${2 * o}u, X_OCTETS - 1u)`)}), weight, at + ${o}u);`)}
         }
       } }`,
     ),
@@ -100,8 +99,8 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
           (k) => `let word_${k} = bitcast<u32>(load_octets(8u * (id.x * GROUPS + ${laneAt(k)} / STEPS)));
   let kind_${k} = (word_${k} >> 16u) & 255u;
   let highOctet_${k} = word_${k} >> 24u;
-  let lowAt_${k} = ${octetAt(`${laneAt(k)} % STEPS`, `((word_${k} & 255u) / 8u)`)};
-  let highAt_${k} = ${octetAt(`${laneAt(k)} % STEPS`, `highOctet_${k}`)};
+  let lowAt_${k} = ${ofToken(`${laneAt(k)} % STEPS`, `((word_${k} & 255u) / 8u)`)};
+  let highAt_${k} = ${ofToken(`${laneAt(k)} % STEPS`, `highOctet_${k}`)};
   let tokenAt_${k} = 4u * (${laneAt(k)} % STEPS) + 3u;
   var low_${k} = vec4u(0); var high_${k} = vec4u(0); var weight_${k} = 0.0;`,
         )

@@ -9,7 +9,7 @@ import { OCTET } from "./features.js";
 import { groupWords } from "./higher-features.js";
 import { chunkRows, type Packed } from "./pack.js";
 import { keepRows, scoreAll } from "./pairs-text.js";
-import { type ChunkStates, SUM_SCALE } from "./scan.js";
+import { type ChunkStates, lineParameters, SUM_SCALE } from "./scan.js";
 import { EXPONENTS, HALVES, LINE_AND_STATE, LINE_PARAMETERS } from "./text.js";
 import { type PowerTiles, powerConstants } from "./tiles.js";
 
@@ -116,12 +116,13 @@ export function featureGradient(
   side: "queries" | "keys",
   x: Packed,
   y: Packed,
-  { s, factors, reached }: ChunkStates,
+  states: ChunkStates,
   octets: Tensor,
   sumAt: number,
   valueLargest: Tensor,
 ): Tensor {
-  const { heads, batch, chunks, degree } = plan;
+  const { heads, degree } = plan;
+  const { s, factors } = states;
   const device = webgpuDevice(x.values);
   const rows = x.values.shape[0];
   const lines = rows / chunkRows(plan);
@@ -154,7 +155,8 @@ export function featureGradient(
   device.dispatch(source, {
     tensors: { x: x.values, y: y.values, s, factors, valueLargest, octets, result },
     parameters: {
-      ...{ lines, chunks, heads, members: lines / (batch * heads * chunks), features: s.shape[3], ...reached },
+      ...lineParameters(plan, lines, states),
+      heads,
       queries: Number(side === "queries"),
     },
     workgroups: [Math.ceil(chunkRows(plan) / (down * tiles.subgroupSize)), ...device.spread(lines)],

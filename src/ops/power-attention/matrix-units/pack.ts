@@ -258,6 +258,15 @@ export function packRows(plan: PackPlan, x: Tensor, stepMultiple: number, inBloc
   return pack(plan, x, { octets: { stride, sumAt: stride }, byRow: true, inBlocks });
 }
 
+/**
+ * Where a packed row begins, and where an octet is of one that begins there, with rows one by one or by blocks: in WGSL. Needs
+ * X_OCTETS.
+ */
+export const rowAt = (row: string, inBlocks: boolean) =>
+  `${row} * X_OCTETS${inBlocks ? ` - ${row} % ${ROW_MULTIPLE}u * (X_OCTETS - 1u)` : ""}`;
+export const octetAt = (rowStart: string, octet: string, inBlocks: boolean) =>
+  `${rowStart} + ${octet}${inBlocks ? ` * ${ROW_MULTIPLE}u` : ""}`;
+
 /** Whether rows are to be packed in blocks, too: features of squares are summed over most of them. */
 export const summedInBlocks = ({ degree, chunks }: SequencePlan) => degree === 2 && chunks > 1;
 

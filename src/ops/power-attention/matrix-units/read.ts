@@ -18,7 +18,7 @@ import type { SequencePlan } from "../contract.js";
 import { OCTET, squareGroups } from "./features.js";
 import { readHigher } from "./higher-features.js";
 import { chunkRows, type Packed, valueOctets } from "./pack.js";
-import type { ChunkStates } from "./scan.js";
+import { type ChunkStates, lineParameters } from "./scan.js";
 import { LINE_AND_STATE, LINE_PARAMETERS } from "./text.js";
 import { MAKE_FEATURES, type PowerTiles, powerConstants } from "./tiles.js";
 
@@ -191,11 +191,12 @@ export function read(
   plan: SequencePlan,
   tiles: PowerTiles,
   x: Packed,
-  { s, reached }: ChunkStates,
+  states: ChunkStates,
   octets: Tensor,
-  columns: number = s.shape[4],
+  columns: number = states.s.shape[4],
 ): Tensor {
-  const { batch, heads, chunks, degree, headDim } = plan;
+  const { degree, headDim } = plan;
+  const { s } = states;
   const device = webgpuDevice(x.values);
   const { tokens, down, across } = tiles.read;
   const rows = x.values.shape[0];
@@ -227,7 +228,7 @@ export function read(
   const result = empty([rows, columns], device, "f32");
   device.dispatch(source, {
     tensors: { x: x.values, s, octets, result },
-    parameters: { lines, chunks, members: lines / (batch * heads * chunks), features: s.shape[3], ...reached },
+    parameters: lineParameters(plan, lines, states),
     workgroups: [Math.ceil(chunkRows(plan) / tokens), ...device.spread(lines)],
   });
   return result;

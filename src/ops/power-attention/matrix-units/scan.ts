@@ -26,6 +26,13 @@ export function reachedChunks({ chunks }: SequencePlan, side: "keys" | "queries"
   return side === "keys" ? { firstChunk: alone, endChunk: chunks } : { firstChunk: 0, endChunk: chunks - alone };
 }
 
+/** What LINE_PARAMETERS name, for as many lines of a chunk's rows that meet these states. */
+export const lineParameters = ({ batch, heads, chunks }: SequencePlan, lines: number, { s, reached }: ChunkStates) => ({
+  ...{ lines, chunks, members: lines / (batch * heads * chunks) },
+  features: s.shape[3],
+  ...reached,
+});
+
 export const isReached = ({ firstChunk, endChunk }: Reached) => firstChunk < endChunk;
 
 /** States as `read` takes them. */

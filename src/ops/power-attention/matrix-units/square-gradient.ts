@@ -15,8 +15,8 @@ import {
 import { empty, type Tensor } from "../../../tensor/tensor.js";
 import type { SequencePlan } from "../contract.js";
 import { GROUP, OCTET, type SquareGroups, squareGroups } from "./features.js";
-import { chunkRows, type Packed, ROW_MULTIPLE } from "./pack.js";
-import { type ChunkStates, SUM_SCALE } from "./scan.js";
+import { chunkRows, octetAt, type Packed, rowAt } from "./pack.js";
+import { type ChunkStates, lineParameters, SUM_SCALE } from "./scan.js";
 import { EXPONENTS, HALVES, LINE_AND_STATE, LINE_PARAMETERS } from "./text.js";
 import { type PowerTiles, powerConstants } from "./tiles.js";
 
@@ -65,7 +65,7 @@ const body = (tiles: PowerTiles, shape: Shape, { blocks, pairs, triangles }: Squ
         ),
       )}`;
   // An octet of a token's row of x.
-  const ofX = (k: number, octet: string) => `load4_x(xAt_${k} + ${octet}${inBlocks ? ` * ${ROW_MULTIPLE}u` : ""})`;
+  const ofX = (k: number, octet: string) => `load4_x(${octetAt(`xAt_${k}`, octet, inBlocks)})`;
   const keep = each(gathers, (k) =>
     within(k, `part_of_state[keptAt_${k}] = times(next_${k}, select(1.0h, 2.0h, a_${k} == b));`),
   );
@@ -150,7 +150,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u
   let ownPlace = ${products.place("ownRow + lane % SUBGROUP")};
   ${perToken(
     (k) => `let row_${k} = row0 + min(first + ownRow + lane % SUBGROUP + ${k * subgroupSize}u, CHUNK_ROWS - 1u);
-  let xAt_${k} = row_${k} * X_OCTETS${inBlocks ? ` - row_${k} % ${ROW_MULTIPLE}u * (X_OCTETS - 1u)` : ""};`,
+  let xAt_${k} = ${rowAt(`row_${k}`, inBlocks)};`,
   )}
   ${declareSums(own, columns)}
   ${perToken((k) => `let sum_${k} = halves(load4_y(row_${k} * Y_OCTETS + ${parts * inner}u).x);`)}
@@ -200,11 +200,12 @@ export function squareGradient(
   side: "queries" | "keys",
   x: Packed,
   y: Packed,
-  { s, z, factors, reached }: ChunkStates,
+  states: ChunkStates,
   sumAt: number,
   valueLargest: Tensor,
 ): Tensor {
-  const { heads, batch, chunks, headDim } = plan;
+  const { heads, headDim } = plan;
+  const { s, z, factors } = states;
   const device = webgpuDevice(x.values);
   const rows = x.values.shape[0];
   const width = OCTET * x.octets;
@@ -248,7 +249,8 @@ export function squareGradient(
   device.dispatch(source, {
     tensors: { x: x.blocks ?? x.values, y: y.values, s, z, factors, valueLargest, result },
     parameters: {
-      ...{ lines, chunks, heads, members: lines / (batch * heads * chunks), features: s.shape[3], ...reached },
+      ...lineParameters(plan, lines, states),
+      heads,
       queries: Number(side === "queries"),
     },
     workgroups: [Math.ceil(chunkRows(plan) / own), ...device.spread(lines)],
