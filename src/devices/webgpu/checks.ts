@@ -80,7 +80,7 @@ const nanSearch = (dtype: DType): KernelSource => ({
   constants: { HALVES: dtype !== "f32", INFINITY: dtype === "bf16" ? 0x7f80 : 0x7c00 },
   tensors: { values: { dtype: "i32", access: "read" }, verdict: { dtype: "i32", access: "write" } },
   parameters: { words: "u32", odd: "u32", number: "u32" },
-  body: `
+  body: () => `
 // The last word of an odd number of halves holds only one.
 fn is_nan(word: u32, both: bool) -> bool {
   if (!HALVES) { return (word & 0x7fffffffu) > 0x7f800000u; }
@@ -105,7 +105,7 @@ const valueSearch = (dtype: DType, rule: string): KernelSource => ({
   constants: {},
   tensors: { values: { dtype, access: "read" }, verdict: { dtype: "i32", access: "write" } },
   parameters: { count: "u32", limit: "i32", number: "u32" },
-  body: `
+  body: () => `
 var<workgroup> first: array<u32, 256>;
 @compute @workgroup_size(256)
 fn main(@builtin(local_invocation_index) lane: u32) {

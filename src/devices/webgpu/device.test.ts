@@ -15,7 +15,7 @@ const scaled = (dtype: DType, pairs: boolean, body = ""): KernelSource => ({
   constants: { PAIRS: pairs },
   tensors: { x: { dtype, access: "read" }, y: { dtype, access: "write" } },
   parameters: { count: "u32", factor: "f32" },
-  body: `
+  body: () => `
 ${body}
 @compute @workgroup_size(64)
 fn main(@builtin(global_invocation_id) id: vec3u) {
@@ -209,7 +209,7 @@ describeOnGpu("the webgpu device", () => {
       tensors: { y: { dtype: "i32", access: "write" } },
       parameters: { at: "u32" },
       // Two arrays, so that what lies beyond the first is ours too.
-      body: `
+      body: () => `
 var<workgroup> first: array<i32, 8>;
 var<workgroup> second: array<i32, 8>;
 @compute @workgroup_size(1)

@@ -27,7 +27,8 @@ export interface KernelSource {
   constants: Record<string, number | boolean>;
   tensors: Record<string, Binding>;
   parameters: Record<string, "u32" | "i32" | "f32">;
-  body: string;
+  /** Its text, made where a pipeline is: dispatches that find theirs ask for none. */
+  body: () => string;
 }
 
 const keys = new WeakMap<KernelSource, string>();
@@ -52,6 +53,8 @@ export function keptSource(key: string, make: () => KernelSource): KernelSource 
   const known = kept.get(key);
   if (known) return known;
   const made = make();
+  const body = made.body();
+  made.body = () => body; // what it was made of need not be kept with it
   keys.set(made, keyOf(made));
   kept.set(key, made);
   return made;
@@ -159,7 +162,8 @@ fn store2_${name}(i: u32, a: f32, b: f32) {
 
 /** The kernel's whole WGSL. `native`: the device has f16. */
 export function shaderOf(source: KernelSource, native = false): string {
-  const { constants, tensors, parameters, body } = source;
+  const { constants, tensors, parameters } = source;
+  const body = source.body();
   const given = /^(\s*(enable|diagnostic|requires)[^\n]*;\s*\n)*/.exec(body)![0];
   const withF16 = native && Object.values(tensors).some(({ dtype }) => dtype === "f16");
   const directives = withF16 && !/enable f16/.test(given) ? `enable f16;\n${given.trim()}` : given;

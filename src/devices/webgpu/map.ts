@@ -83,7 +83,7 @@ function mapWide(name: string, out: Tensor, inputs: Given, apply: string, number
       ...fields,
       ...Object.fromEntries(Object.keys(numbers).map((n) => [n, "f32"] as const)),
     },
-    body: `${text}
+    body: () => `${text}
 ${names.map((input) => `var<private> ${input}_values: array<f32, 8>;\nfn ${input}_of(i: u32) -> f32 { return ${input}_values[i]; }`).join("\n")}
 ${apply}
 @compute @workgroup_size(256)
@@ -150,7 +150,7 @@ export function map(
       ...fields,
       ...Object.fromEntries(Object.keys(numbers).map((n) => [n, "f32"] as const)),
     },
-    body: `${text}
+    body: () => `${text}
 ${values.join("\n")}
 ${apply}
 @compute @workgroup_size(256)

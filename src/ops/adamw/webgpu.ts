@@ -56,7 +56,7 @@ const kernel = ({ parameter, rounded, gradient }: AdamWTensors, wide: boolean): 
     ...(rounded && { rounded: { dtype: rounded.dtype, access: "write", wide } as const }),
   },
   parameters: { count: "u32", ...Object.fromEntries(NUMBERS.map((name) => [name, "f32"] as const)) },
-  body: `${rounded ? "" : `fn store${wide ? "8" : ""}_rounded(i: u32, ${wide ? "a: vec4f, b: vec4f" : "value: f32"}) {}\n`}
+  body: () => `${rounded ? "" : `fn store${wide ? "8" : ""}_rounded(i: u32, ${wide ? "a: vec4f, b: vec4f" : "value: f32"}) {}\n`}
 ${wide ? EIGHT_AT_ONCE : ONE}
 @compute @workgroup_size(256)
 fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {

@@ -260,6 +260,7 @@ export function pairs(
   const tensors: Record<string, Tensor> = { q, k, v, gates, dy: dy ?? none };
   // Bindings are few (8 on small devices): only those of this result.
   const softmax = degree === undefined;
+  const unused: string[] = [];
   const source: KernelSource = {
     name: `pairs-${what}`,
     constants: {
@@ -298,10 +299,9 @@ export function pairs(
       vT: "u32",
       vH: "u32",
     },
-    body,
+    body: () => unused.join("\n") + body,
   };
   tensors.result = result;
-  const unused: string[] = [];
   const bind = (name: string, tensor: Tensor | undefined, access: "read" | "write") => {
     if (tensor) {
       source.tensors[name] = { dtype: "f32", access };
@@ -311,7 +311,6 @@ export function pairs(
   bind("rowA", rowA, "read");
   bind("rowB", rowB, "read");
   bind("rowSum", rowSum, "write");
-  source.body = unused.join("\n") + body;
   const [qB, qT, qH] = q.strides;
   const [kB, kT, kH] = k.strides;
   const [vB, vT, vH] = v.strides;

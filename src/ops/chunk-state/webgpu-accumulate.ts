@@ -152,7 +152,7 @@ export function accumulateFeatures(
       z: { dtype: "f32", access: "write" },
     },
     parameters: { ...PARAMETERS, group: "u32", features: "u32", factor: "f32" },
-    body: (fromQueries ? "" : "fn load_dsum(i: u32) -> f32 { return 0.0; }\n") + body(rowTiles),
+    body: () => (fromQueries ? "" : "fn load_dsum(i: u32) -> f32 { return 0.0; }\n") + body(rowTiles),
   };
   const [xB, xT, xH] = x.strides;
   const [yB, yT, yH] = y.strides;

@@ -21,7 +21,7 @@ const kernel = (dtype: DType, wide: boolean): KernelSource => ({
     xT: "u32",
     xH: "u32",
   },
-  body: `
+  body: () => `
 var<workgroup> found: atomic<u32>;
 
 @compute @workgroup_size(256)

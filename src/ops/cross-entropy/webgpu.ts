@@ -39,7 +39,7 @@ function kernel(dtype: DType, gradient: boolean, wide: boolean): KernelSource {
       losses: { dtype: "f32", access: "write" },
     },
     parameters: { rows: "u32", columns: "u32", classes: "u32", scale: "f32" },
-    body: `
+    body: () => `
 var<workgroup> partial: array<f32, 256>;
 var<workgroup> wanted_logit: f32;
 

@@ -45,7 +45,7 @@ export const embeddingForward: EmbeddingForward = (weight, ids, dtype) => {
         out: { dtype, access: "write", wide: true },
       },
       parameters: { count: "u32", rows: "u32", width: "u32" },
-      body: LOOK_UP_EIGHT,
+      body: () => LOOK_UP_EIGHT,
     };
     device.dispatch(source, {
       tensors: { weight, ids, out },
@@ -66,7 +66,7 @@ const FIRST: KernelSource = {
   constants: {},
   tensors: { ids: { dtype: "i32", access: "read" }, first: { dtype: "i32", access: "write", atomic: true } },
   parameters: { count: "u32", rows: "u32" },
-  body: `
+  body: () => `
 @compute @workgroup_size(256)
 fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
   let k = id.x + id.y * groups.x * 256u;
@@ -91,7 +91,7 @@ const sumKernel = (from: Tensor, to: Tensor): KernelSource => ({
     dWeight: { dtype: to.dtype, access: "write" },
   },
   parameters: { rows: "u32", width: "u32", count: "u32" },
-  body: `
+  body: () => `
 // 256 places at a time, a bit for each that has the id.
 var<workgroup> found: array<atomic<u32>, 8>;
 

@@ -36,7 +36,7 @@ fn root_of(feature: u32) -> f32 { return bitcast<f32>(load_monomials(feature * (
       ...common,
       name: "feature-map",
       tensors: { ...reading, phi: { dtype: "f32", access: "write" } },
-      body: `${helpers}
+      body: () => `${helpers}
 @compute @workgroup_size(256)
 fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
   let at = id.x + id.y * groups.x * 256u;
@@ -53,7 +53,7 @@ fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) group
     ...common,
     name: "feature-map-backward",
     tensors: { ...reading, dphi: { dtype: "f32", access: "read" }, dx: { dtype: x.dtype, access: "write" } },
-    body: `${helpers}
+    body: () => `${helpers}
 // One element of dx each: it looks for itself among the factors of all monomials.
 @compute @workgroup_size(256)
 fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {

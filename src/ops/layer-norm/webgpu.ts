@@ -120,7 +120,7 @@ export const normForward: NormForward = ({ rows, width, epsilon, centered, dtype
       result: { dtype, access: "write", wide },
     },
     parameters: { rows: "u32", width: "u32", epsilon: "f32" },
-    body: `${row.head}
+    body: () => `${row.head}
 ${row.accessors("x")}
 ${row.accessors("weight")}
 ${bias ? row.accessors("bias") : ""}
@@ -191,7 +191,7 @@ export const normBackward: NormBackward = (plan, { x, weight, bias }, statistics
         partials: { dtype: "f32", access: "write", wide },
       },
       parameters: { rows: "u32", width: "u32", turns: "u32" },
-      body: `${row.head}
+      body: () => `${row.head}
 ${row.accessors("x")}
 ${row.accessors("weight")}
 ${row.accessors("dOutput")}

@@ -174,7 +174,7 @@ function sourceOf(
     for (const name of ["outputs", "weightRow", "begin"]) parameters[name + n] = "u32";
   }
   const name = `${norm ? "norm-" : ""}linear-few-rows-${products.map(({ activation }) => activation).join("-")}`;
-  return { name, constants, tensors, parameters, body: bodyOf(products, norm) };
+  return { name, constants, tensors, parameters, body: () => bodyOf(products, norm) };
 }
 
 /**

@@ -259,6 +259,6 @@ export function matrixUnitsKernel(
       SCALED: layout.scaled,
     },
     tensors: layout.scaled ? { aLargest: largest, bLargest: largest } : {},
-    body: text(units, tile, layout),
+    body: () => text(units, tile, layout),
   };
 }

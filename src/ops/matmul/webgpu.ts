@@ -146,7 +146,7 @@ export function matmul(a: Tensor, b: Tensor, batch: readonly number[], dtype: DT
       ...(Object.fromEntries(Object.keys(own).map((name) => [name, "u32"])) as Record<string, "u32">),
       ...matrices.fields,
     },
-    body: (fast?.kernel.body ?? body(rowTiles)) + matrices.text,
+    body: () => (fast?.kernel.body() ?? body(rowTiles)) + matrices.text,
   };
   const scales: Record<string, Tensor> = fast?.scaled ? { aLargest: largest(a), bLargest: largest(b) } : {};
   const { rows: tileRows, columns: tileColumns } = fast?.tile ?? { rows: 64 * rowTiles, columns: 64 };

@@ -39,7 +39,7 @@ const gateSumKernel: KernelSource = {
   constants: {},
   tensors: { logG: { dtype: "f32", access: "read" }, gates: { dtype: "f32", access: "write" } },
   parameters: { time: "u32", heads: "u32", chunkSize: "u32", chunks: "u32" },
-  body: `
+  body: () => `
 ${GATE_ADDITION}
 var<workgroup> sums: array<vec2f, 256>;
 
@@ -106,7 +106,7 @@ const gateTotalsKernel = (constants: { FROM_QUERIES: boolean; FROM_KEYS: boolean
     totals: { dtype: "f32", access: "write" },
   },
   parameters: { time: "u32", heads: "u32", group: "u32", chunkSize: "u32", chunks: "u32" },
-  body: `
+  body: () => `
 var<workgroup> sums: array<f32, 256>;
 ${TERM}
 @compute @workgroup_size(256)
@@ -143,7 +143,7 @@ const gateGradientKernel = (constants: {
     dLogG: { dtype: "f32", access: "write" },
   },
   parameters: { time: "u32", heads: "u32", group: "u32", chunkSize: "u32", chunks: "u32" },
-  body: `
+  body: () => `
 var<workgroup> sums: array<f32, 256>;
 
 ${TERM}

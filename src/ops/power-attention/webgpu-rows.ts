@@ -38,7 +38,7 @@ const normaliseKernel = (dtype: DType, even: boolean, kind: number): KernelSourc
   constants: { EVEN: even, KIND: kind, SUM, LAYERNORM, EPSILON: LAYERNORM_EPSILON },
   tensors: { y: tensorOf("f32"), rowSum: tensorOf("f32", "write"), result: tensorOf(dtype, "write") },
   parameters: { rows: "u32", width: "u32" },
-  body: `${ROWS}
+  body: () => `${ROWS}
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
         @builtin(local_invocation_index) lane: u32) {
@@ -104,7 +104,7 @@ const normaliseBackwardKernel = (upstream: DType, output: DType, kind: number): 
     dsum: tensorOf("f32", "write"),
   },
   parameters: { rows: "u32", width: "u32" },
-  body: `${ROWS}
+  body: () => `${ROWS}
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
         @builtin(local_invocation_index) lane: u32) {
@@ -174,7 +174,7 @@ const finishKernel = (from: DType, dtype: DType, even: boolean, dots: boolean): 
     products: tensorOf("f32", "write"),
   },
   parameters: { rows: "u32", width: "u32", time: "u32", heads: "u32", xB: "u32", xT: "u32", xH: "u32", factor: "f32" },
-  body: `${ROWS}
+  body: () => `${ROWS}
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
         @builtin(local_invocation_index) lane: u32) {
@@ -239,7 +239,7 @@ const rowProductKernel = (x: DType, y: DType): KernelSource => ({
   constants: {},
   tensors: { x: tensorOf(x), y: tensorOf(y), products: tensorOf("f32", "write") },
   parameters: { rows: "u32", width: "u32" },
-  body: `${ROWS}
+  body: () => `${ROWS}
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
         @builtin(local_invocation_index) lane: u32) {

@@ -288,7 +288,7 @@ export function readState(
       ...(rowSum && { rowSum: { dtype: "f32", access: "write" } as const }),
     },
     parameters: PARAMETERS,
-    body: unused + tilesOfRows(rowTiles) + WEIGHTS + queryBody(rowTiles, plan.degree),
+    body: () => unused + tilesOfRows(rowTiles) + WEIGHTS + queryBody(rowTiles, plan.degree),
   };
   device.dispatch(source, {
     tensors: {
@@ -342,7 +342,7 @@ export function stateGradient(
       result: { dtype: "f32", access: "write" },
     },
     parameters: { ...PARAMETERS, yB: "u32", yT: "u32", yH: "u32" },
-    body: TILES + WEIGHTS + (square ? SQUARE_GRADIENT : gradientBody),
+    body: () => TILES + WEIGHTS + (square ? SQUARE_GRADIENT : gradientBody),
   };
   device.dispatch(source, {
     tensors: {

@@ -66,7 +66,7 @@ function dispatch({ kind, x, kept, gone, parts, factor, out }: Job): void {
       ...outputs.fields,
       ...renamed(terms.fields),
     },
-    body: `${outputs.text}
+    body: () => `${outputs.text}
 ${rename(terms.text)}
 var<workgroup> partial: array<f32, 256>;
 

@@ -63,7 +63,7 @@ function rotateEight(plan: RotaryPlan, x: Tensor, cos: Tensor, sin: Tensor, out:
       xH: "u32",
       direction: "f32",
     },
-    body: EIGHT_PAIRS,
+    body: () => EIGHT_PAIRS,
   };
   device.dispatch(source, {
     tensors: { x, cos, sin, out },

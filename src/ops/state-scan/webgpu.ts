@@ -32,7 +32,7 @@ const scanKernel = (constants: { GATED: boolean; REVERSE: boolean; HAS_FIRST: bo
     last: { dtype: "f32", access: "write" },
   },
   parameters: PARAMETERS,
-  body: `${GATES}${CHUNK_DECAY}
+  body: () => `${GATES}${CHUNK_DECAY}
 fn chunk_at(n: u32) -> u32 { return select(n, P.chunks - 1u - n, REVERSE); }
 @compute @workgroup_size(256)
 fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
@@ -107,7 +107,7 @@ const innerKernel = (constants: { GATED: boolean; ACCUMULATE: boolean }): Kernel
     product: { dtype: "f32", access: "write" },
   },
   parameters: PARAMETERS,
-  body: `${GATES}${CHUNK_DECAY}
+  body: () => `${GATES}${CHUNK_DECAY}
 var<workgroup> sums: array<f32, 256>;
 
 @compute @workgroup_size(256)

@@ -60,7 +60,7 @@ const appendKernel = (dtype: DType, gated: boolean, together: boolean): KernelSo
     vT: "u32",
     vH: "u32",
   },
-  body: `${GATE_ADDITION}${together ? TURNED : AS_GIVEN}
+  body: () => `${GATE_ADDITION}${together ? TURNED : AS_GIVEN}
 var<workgroup> sums: array<vec2f, 256>;
 
 // One workgroup for each head of each sequence: new tokens go behind the tail, and its log gates are summed up.

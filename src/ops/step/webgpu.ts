@@ -51,7 +51,7 @@ const readKernel = (q: Tensor, degree: number, columns: number, atOnce: number):
     qT: "u32",
     qH: "u32",
   },
-  body: `${MONOMIALS}
+  body: () => `${MONOMIALS}
 // Invocations side by side share a row of s; slices of them take a feature each.
 const SLICES = 256u / ACROSS;
 ${
@@ -162,7 +162,7 @@ const outputKernel = (q: Tensor, wide: boolean, dtype: DType, plan: StepPlan): K
       qT: "u32",
       qH: "u32",
     },
-    body: `${GATES}
+    body: () => `${GATES}
 ${
   wide
     ? `fn product_at(q: u32, k: u32) -> f32 {

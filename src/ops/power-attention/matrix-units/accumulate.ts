@@ -188,7 +188,7 @@ export function accumulate(
       s: { dtype: "f32", access: "write" },
     },
     parameters: { states: "u32", chunks: "u32", members: "u32", features: "u32", unread: "u32" },
-    body: body(tiles, columns, degree, squareGroups(headDim).ends, x.octets, x.blocks !== undefined),
+    body: () => body(tiles, columns, degree, squareGroups(headDim).ends, x.octets, x.blocks !== undefined),
   };
   const s = empty([batch, heads, chunks, features, columns], device, "f32");
   device.dispatch(source, {

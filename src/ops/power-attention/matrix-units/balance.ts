@@ -15,7 +15,7 @@ const kernel = (constants: { VALUES: boolean }): KernelSource => ({
     largest: { dtype: "f32", access: "write" },
   },
   parameters: { count: "u32" },
-  body: `
+  body: () => `
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
         @builtin(local_invocation_index) lane: u32) {

@@ -149,7 +149,7 @@ export function featureGradient(
       result: { dtype: "f32", access: "write" },
     },
     parameters: { ...LINE_PARAMETERS, heads: "u32", queries: "u32" },
-    body: body(tiles, degree, x.octets, y.octets, sumAt),
+    body: () => body(tiles, degree, x.octets, y.octets, sumAt),
   };
   const result = empty([rows, OCTET * x.octets], device, "f32");
   device.dispatch(source, {

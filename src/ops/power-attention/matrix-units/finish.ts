@@ -45,7 +45,7 @@ const kernel = (dtype: DType, constants: Record<string, number | boolean>): Kern
     rows: "u32",
     scaleLog: "f32",
   },
-  body: `${EXPONENTS}${["y", "output"].map((name) => putOctet(name, constants.WIDE === true, constants.EVEN === true)).join("")}
+  body: () => `${EXPONENTS}${["y", "output"].map((name) => putOctet(name, constants.WIDE === true, constants.EVEN === true)).join("")}
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
         @builtin(local_invocation_index) lane: u32) {

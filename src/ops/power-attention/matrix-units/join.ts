@@ -58,7 +58,7 @@ const kernel = (dtype: DType, constants: Record<string, number | boolean>): Kern
     rows: "u32",
     scaleLog: "f32",
   },
-  body: `${EXPONENTS}${putOctet("dx", constants.WIDE === true, constants.EVEN === true)}
+  body: () => `${EXPONENTS}${putOctet("dx", constants.WIDE === true, constants.EVEN === true)}
 var<workgroup> partial: array<f32, 256>;
 
 @compute @workgroup_size(256)

@@ -52,7 +52,7 @@ const kernel = (constants: Record<string, number | boolean>): KernelSource => ({
     largest: { dtype: "f32", access: "write" },
   },
   parameters: { time: "u32", heads: "u32", members: "u32", chunkSize: "u32", chunks: "u32", lines: "u32" },
-  body: `${GATES}${runningLargest("f32")}
+  body: () => `${GATES}${runningLargest("f32")}
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
         @builtin(local_invocation_index) lane: u32) {
@@ -126,7 +126,7 @@ const laterKernel = (constants: Record<string, number | boolean>): KernelSource 
   constants,
   tensors: { tokens: { dtype: "f32", access: "read" }, later: { dtype: "f32", access: "write" } },
   parameters: { members: "u32", chunks: "u32", lines: "u32" },
-  body: `${runningLargest("f32")}
+  body: () => `${runningLargest("f32")}
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
         @builtin(local_invocation_index) lane: u32) {

@@ -83,7 +83,7 @@ const kernel = (
     ...(constants.BLOCKS && { blocks: { dtype: "f16", access: "write", vectors: true } }),
   },
   parameters: PARAMETERS,
-  body: `enable f16;
+  body: () => `enable f16;
 const ROWS = 256u / LOADED;
 var<workgroup> partial: array<u32, 256>;
 

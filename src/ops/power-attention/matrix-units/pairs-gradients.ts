@@ -325,7 +325,7 @@ export function pairsGradients(
       constants: constants(tiles.pairsQueries, tiles.pairsQueries.keys),
       tensors: { ...shared, keyTokens: numbers, queryTokens: numbers, dQ: result, flow: result },
       parameters,
-      body: queriesBody(tiles, sizes),
+      body: () => queriesBody(tiles, sizes),
     },
     {
       tensors: { ...given, keyTokens: keys.tokens, queryTokens: queries.tokens, dQ, flow: qFlow },
@@ -339,7 +339,7 @@ export function pairsGradients(
       constants: constants(tiles.pairsKeys, tiles.pairsKeys.queries),
       tensors: { ...shared, queryTokens: numbers, later: numbers, dK: result, dV: result, flow: result },
       parameters,
-      body: keysBody(tiles, sizes),
+      body: () => keysBody(tiles, sizes),
     },
     {
       tensors: { ...given, queryTokens: queries.tokens, later, dK, dV, flow: kFlow },

@@ -156,7 +156,7 @@ export function pairs(plan: SequencePlan, tiles: PowerTiles, q: Packed, k: Packe
       result: { dtype: "f32", access: "write" },
     },
     parameters: { lines: "u32", chunks: "u32", members: "u32" },
-    body: body(tiles, q.octets, columns, sumAt),
+    body: () => body(tiles, q.octets, columns, sumAt),
   };
   const result = empty([rows, columns], device, "f32");
   device.dispatch(source, {

@@ -223,7 +223,7 @@ export function read(
       result: { dtype: "f32", access: "write" },
     },
     parameters: LINE_PARAMETERS,
-    body: body(tiles, columns, s.shape[4], degree, headDim, x.octets),
+    body: () => body(tiles, columns, s.shape[4], degree, headDim, x.octets),
   };
   const result = empty([rows, columns], device, "f32");
   device.dispatch(source, {

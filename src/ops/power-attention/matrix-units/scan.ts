@@ -92,7 +92,7 @@ const factorsKernel = (constants: Record<string, number | boolean>): KernelSourc
     most: "f32",
     weight: "f32",
   },
-  body: `
+  body: () => `
 var<workgroup> decays: array<f32, 256>;
 var<workgroup> addends: array<vec2f, 256>;
 var<workgroup> bounds: array<vec2f, 256>;
@@ -156,7 +156,7 @@ const scanKernel = (constants: Record<string, number | boolean>): KernelSource =
     lastZ: { dtype: "f32", access: "write" },
   },
   parameters: { lines: "u32", chunks: "u32", features: "u32", expanded: "u32", valueDim: "u32" },
-  body: `enable f16;
+  body: () => `enable f16;
 ${HALVES}${loadPublic("firstS", "firstZ")}${storePublic("lastS", "lastZ")}
 @compute @workgroup_size(256)
 fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {

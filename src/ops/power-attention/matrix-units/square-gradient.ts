@@ -239,11 +239,8 @@ export function squareGradient(
       result: { dtype: "f32", access: "write" },
     },
     parameters: { ...LINE_PARAMETERS, heads: "u32", queries: "u32" },
-    body: body(
-      tiles,
-      { down, tokens, width, inner, parts: sumAt / inner, innerOfSums, inBlocks },
-      squareGroups(headDim),
-    ),
+    body: () =>
+      body(tiles, { down, tokens, width, inner, parts: sumAt / inner, innerOfSums, inBlocks }, squareGroups(headDim)),
   };
   const result = empty([rows, width], device, "f32");
   device.dispatch(source, {

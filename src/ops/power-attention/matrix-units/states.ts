@@ -73,7 +73,7 @@ const packKernel = (constants: Record<string, number>): KernelSource => ({
     factors: { dtype: "f32", access: "write" },
   },
   parameters: PARAMETERS,
-  body: `enable f16;
+  body: () => `enable f16;
 ${HALVES}${EXPONENTS}${loadPublic("s", "z")}
 fn power_for(most: f32) -> f32 {
   // Neither it nor its inverse may leave f32.
@@ -139,7 +139,7 @@ const restoreKernel = (constants: Record<string, number | boolean>): KernelSourc
     z: { dtype: "f32", access: "write" },
   },
   parameters: { ...PARAMETERS, time: "u32", chunkSize: "u32", scaleLog: "f32" },
-  body: `${EXPONENTS}${storePublic("s", "z")}
+  body: () => `${EXPONENTS}${storePublic("s", "z")}
 @compute @workgroup_size(256)
 fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
   ${PLACE}

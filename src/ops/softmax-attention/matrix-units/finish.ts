@@ -19,7 +19,7 @@ const kernel = (dtype: DType, wide: boolean): KernelSource => ({
     ...{ count: "u32", octets: "u32", sumOctets: "u32", width: "u32", heads: "u32", time: "u32" },
     ...{ lineRows: "u32", table: "u32" },
   },
-  body: `
+  body: () => `
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) id: vec3u, @builtin(num_workgroups) groups: vec3u,
         @builtin(local_invocation_index) lane: u32) {

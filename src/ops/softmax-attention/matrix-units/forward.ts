@@ -234,7 +234,7 @@ export function attend(
       table: written,
     },
     parameters: { lines: "u32", lineRows: "u32", members: "u32", rows: "u32", scale: "f32" },
-    body: body(tiles, q.octets, v.octets),
+    body: () => body(tiles, q.octets, v.octets),
   };
   const sums = empty([rows, 8 * v.octets], device, "f32");
   const table = empty([lengthOf(ROW_TABLE), rows], device, "f32");

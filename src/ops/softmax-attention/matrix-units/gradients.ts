@@ -240,7 +240,7 @@ export function softmaxGradients(
       constants: { ...softmaxConstants(tiles, softmaxQueries, softmaxQueries.keys, q.octets, v.octets), ...tables },
       tensors: { ...shared, dQ: written },
       parameters,
-      body: queriesBody(tiles, q.octets, v.octets),
+      body: () => queriesBody(tiles, q.octets, v.octets),
     },
     {
       tensors: { ...given, dQ },
@@ -254,7 +254,7 @@ export function softmaxGradients(
       constants: { ...softmaxConstants(tiles, softmaxKeys, softmaxKeys.queries, q.octets, v.octets), ...tables },
       tensors: { ...shared, dK: written, dV: written },
       parameters,
-      body: keysBody(tiles, q.octets, v.octets),
+      body: () => keysBody(tiles, q.octets, v.octets),
     },
     {
       tensors: { ...given, dK, dV },

@@ -13,7 +13,7 @@ const deltaKernel = (octets: number): KernelSource => ({
   constants: { OCTETS: octets, ...ROW_TABLE },
   tensors: { dy: vectors, sums: fours, rowTable: { dtype: "f32", access: "read" }, delta: written },
   parameters: { rows: "u32" },
-  body: `enable f16;
+  body: () => `enable f16;
 ${HALVES}
 var<workgroup> partial: array<f32, 256>;
 fn wide(word: u32) -> vec2f { return vec2f(halves(word)); }
@@ -72,7 +72,7 @@ const kernel: KernelSource = {
     keyTable: written,
   },
   parameters: { lines: "u32", lineRows: "u32", members: "u32", queryRows: "u32", keyRows: "u32", scale: "f32" },
-  body: `
+  body: () => `
 const NOTHING = -1e30;
 // Levels of what is smaller than any f32: higher ones lose nothing.
 const LOWEST = -126.0;
