@@ -62,6 +62,7 @@ export class PowerState {
   #carry: Carry | undefined;
   #tail = 0;
   #tokens = 0;
+  readonly #companions = new Set<{ dispose(): void }>();
 
   private constructor(dims: StateDims, device: Device) {
     this.device = device;
@@ -100,6 +101,28 @@ export class PowerState {
   /** Tokens taken so far. */
   get tokens(): number {
     return this.#tokens;
+  }
+
+  /** Tokens in the tail, which are not folded yet. */
+  get tail(): number {
+    return this.#tail;
+  }
+
+  /** Whether anything was folded: until then there is only a tail. */
+  get folded(): boolean {
+    return this.#open("folded").s !== undefined;
+  }
+
+  /** Folds the tail where `tokens` more do not fit behind it: for steps that are recorded, which cannot. */
+  makeRoom(tokens: number): void {
+    const carry = this.#open("makeRoom");
+    if (this.#tail + tokens > this.foldLength) noGrad(() => scope(() => this.#fold(carry)));
+  }
+
+  /** Counts tokens that a recorded step put behind the tail. */
+  advance(tokens: number): void {
+    this.#tail += tokens;
+    this.#tokens += tokens;
   }
 
   /** Bytes of device memory; constant from the first fold on. */
@@ -252,8 +275,18 @@ export class PowerState {
 
   /** Gives the memory back; the state is unusable afterwards. Disposing twice is harmless. */
   dispose(): void {
-    for (const tensor of Object.values(this.#carry ?? {})) tensor.dispose();
+    for (const thing of [...Object.values(this.#carry ?? {}), ...this.#companions]) thing.dispose();
     this.#carry = undefined;
+    this.#companions.clear();
+  }
+
+  /** Disposes `thing`, which is of use with this state only, when this is disposed. */
+  accompany(thing: { dispose(): void }): void {
+    this.#companions.add(thing);
+  }
+
+  leave(thing: { dispose(): void }): void {
+    this.#companions.delete(thing);
   }
 
   [Symbol.dispose](): void {

@@ -29,6 +29,11 @@ export abstract class Storage {
     return this;
   }
 
+  /** Whether the last view is gone. */
+  get isFree(): boolean {
+    return this.#views === 0;
+  }
+
   release(): void {
     this.#views--;
     if (this.#views === 0) this.free();

@@ -15,6 +15,7 @@ import { linear } from "../ops/linear/index.js";
 import type { DType } from "../tensor/dtype.js";
 import type { Generator } from "../tensor/random.js";
 import { fromValues, type Tensor } from "../tensor/tensor.js";
+import { RecordedTokens } from "./recorded-tokens.js";
 
 /** Everything that makes a GPT, flat. */
 export interface GPTConfig {
@@ -137,6 +138,7 @@ export class GPT extends Module {
   readonly rotary: RotaryEmbedding | undefined;
   readonly blocks: Block[];
   readonly norm: LayerNorm | RMSNorm;
+  readonly #recorded = new RecordedTokens();
 
   /** @throws RangeError where the configuration makes no sense */
   constructor(
@@ -179,6 +181,15 @@ export class GPT extends Module {
 
   /** ids [B, T] to logits [B, T, vocabSize], f32; with `last` only those of the last token, [B, 1, vocabSize]. */
   forward(ids: Tensor, { caches, last = false }: { caches?: GPTCache; last?: boolean } = {}): Tensor {
+    // Learned positions are others for each token.
+    const again =
+      caches && !this.positions
+        ? this.#recorded.next(ids, caches, this.rotary, (own) => this.#logits(own, caches, last))
+        : undefined;
+    return again ?? this.#logits(ids, caches, last);
+  }
+
+  #logits(ids: Tensor, caches: GPTCache | undefined, last: boolean): Tensor {
     const h = this.hidden(ids, { caches });
     return linear(last ? h.slice(1, -1) : h, this.tokens.weight, undefined, { dtype: "f32" });
   }

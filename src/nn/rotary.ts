@@ -32,16 +32,31 @@ export class RotaryEmbedding {
       const values = new Float32Array(2 * cos.length);
       values.set(cos);
       values.set(sin, cos.length);
-      const shape = [time, this.headDim / 2];
-      const both = fromValues(this.device, values, [2, ...shape], "f32").keep();
-      const half = (n: number) =>
-        both
-          .slice(0, n, n + 1)
-          .reshape(shape)
-          .keep();
-      this.#kept = { both, cos: half(0), sin: half(1), start, time };
+      this.#kept = this.#views(fromValues(this.device, values, [2, time, this.headDim / 2], "f32").keep(), start);
     }
     return this.#kept;
+  }
+
+  /** Runs `run` with the angles of positions `start` … in a tensor like `both`, whose contents may be others later. */
+  using<T>(both: Tensor, start: number, run: () => T): T {
+    const kept = this.#kept;
+    this.#kept = this.#views(both, start);
+    try {
+      return run();
+    } finally {
+      for (const half of [this.#kept.cos, this.#kept.sin]) half.dispose();
+      this.#kept = kept;
+    }
+  }
+
+  #views(both: Tensor, start: number) {
+    const time = both.shape[1];
+    const half = (n: number) =>
+      both
+        .slice(0, n, n + 1)
+        .reshape([time, this.headDim / 2])
+        .keep();
+    return { both, cos: half(0), sin: half(1), start, time };
   }
 
   /**

@@ -14,9 +14,9 @@ import { Checks } from "./checks.js";
 import { explainCompilation, type KernelSource, kernelKey, shaderOf } from "./kernel.js";
 import type { TunedTiles } from "./legal-tiles.js";
 import { type MatrixUnits, matrixUnits } from "./matrix-units.js";
-import { BufferPool, poolSize } from "./pool.js";
+import { BufferPool, type HeldBuffers, poolSize } from "./pool.js";
 import { type GpuProfile, Profile } from "./profile.js";
-import { Recorder } from "./recorder.js";
+import { Recorder, SLOT } from "./recorder.js";
 import { adapterKey, tilesOf } from "./tile-file.js";
 
 export interface WebGpuOptions {
@@ -99,6 +99,27 @@ export interface Dispatch {
   tensors: Record<string, Pick<Tensor, "storage" | "dtype" | "shape" | "strides" | "offset">>;
   parameters: Record<string, number>;
   workgroups: readonly number[];
+  /** Parameters that are others when the work is repeated, see `Noted`. */
+  moving?: readonly string[];
+}
+
+interface Call {
+  pipeline: GPUComputePipeline;
+  group: GPUBindGroup;
+  /** Parameters as the shader gets them, and where those that move are. */
+  parameters: DataView;
+  moving: { name: string; at: number }[];
+  workgroups: readonly number[];
+}
+
+/** What was dispatched, to be repeated on the same buffers. */
+export interface Noted {
+  readonly calls: Call[];
+  /** Of tensors that were there before: work is repeated only while all are. */
+  readonly storages: ReadonlySet<Storage>;
+  /** Whether dispatches were all there was: copies, reads and writes are not repeated. */
+  readonly whole: boolean;
+  readonly held: HeldBuffers;
 }
 
 /** A GPU through WebGPU: kernels are WGSL made from plans, work is recorded and submitted in batches. */
@@ -140,6 +161,7 @@ export class WebGpuDevice extends Device {
   readonly #checks = new Checks(this);
   /** Of the recorder's submits, those that are known to have ended. */
   #ended = 0;
+  #notes: { calls: Call[]; storages: Set<Storage>; whole: boolean } | undefined;
 
   private constructor(
     readonly gpu: GPUDevice,
@@ -303,6 +325,7 @@ export class WebGpuDevice extends Device {
       const convert = dtype === "bf16" ? toBF16Bits : toF16Bits;
       for (let k = 0; k < values.length; k++) bits[k] = convert(values[k]);
     }
+    this.#notWhole();
     this.#beforeWrite();
     this.#recorder.write(target.buffer, target.byteOffset, data, 0, bytes);
   }
@@ -326,6 +349,7 @@ export class WebGpuDevice extends Device {
 
   async #download(buffer: GPUBuffer, offset: number, bytes: number): Promise<ArrayBuffer> {
     this.#throwIfLost();
+    this.#notWhole();
     const size = poolSize(bytes);
     const landing = this.#landings.get(size)?.pop() ?? this.#createBuffer(size, MAP_READ | COPY_DST);
     let again = false;
@@ -373,11 +397,13 @@ export class WebGpuDevice extends Device {
     const place = (x: Tensor, { byteOffset }: WebGpuStorage) => byteOffset + x.offset * DTYPE_BYTES[x.dtype];
     const bytes = Math.ceil(from.byteLength / 4) * 4;
     if (bytes === 0) return;
+    this.#notWhole();
     this.#recorder.copy(source.buffer, place(from, source), target.buffer, place(to, target), bytes);
   }
 
   /** Sets a tensor that owns its buffer to zeros. */
   clear(tensor: Tensor): void {
+    this.#notWhole();
     this.#recorder.clear((tensor.storage as WebGpuStorage).buffer);
   }
 
@@ -472,7 +498,7 @@ export class WebGpuDevice extends Device {
   }
 
   /** Records one dispatch. It runs at the latest at the next read or sync. */
-  dispatch(source: KernelSource, { tensors, parameters, workgroups }: Dispatch): void {
+  dispatch(source: KernelSource, { tensors, parameters, workgroups, moving = [] }: Dispatch): void {
     this.#throwIfLost();
     if (workgroups.some((count) => count === 0)) return;
     const most = this.#limits.maxComputeWorkgroupsPerDimension;
@@ -484,25 +510,65 @@ export class WebGpuDevice extends Device {
     }
     const kernel = this.#kernel(source);
     const bound = Object.keys(source.tensors).map((name) => this.#bind(source.name, name, tensors[name]));
-    this.#recorder.dispatch(
-      kernel.pipeline,
-      this.#group(source.name, kernel, bound),
-      (view) => {
-        let at = 0;
-        for (const name in source.parameters) {
-          const type = source.parameters[name];
-          if (type === "f32") view.setFloat32(at, parameters[name], true);
-          else if (type === "i32") view.setInt32(at, parameters[name], true);
-          else view.setUint32(at, parameters[name], true);
-          at += 4;
-        }
-        for (const { origin } of bound) {
-          view.setUint32(at, origin, true);
-          at += 4;
-        }
-      },
-      workgroups,
-    );
+    const group = this.#group(source.name, kernel, bound);
+    const write = (view: DataView) => {
+      let at = 0;
+      for (const name in source.parameters) {
+        const type = source.parameters[name];
+        if (type === "f32") view.setFloat32(at, parameters[name], true);
+        else if (type === "i32") view.setInt32(at, parameters[name], true);
+        else view.setUint32(at, parameters[name], true);
+        at += 4;
+      }
+      for (const { origin } of bound) {
+        view.setUint32(at, origin, true);
+        at += 4;
+      }
+    };
+    if (this.#notes) {
+      const names = Object.keys(source.parameters);
+      const places = moving.map((name) => ({ name, at: 4 * names.indexOf(name) }));
+      const written = new DataView(new ArrayBuffer(SLOT));
+      write(written);
+      this.#notes.calls.push({ pipeline: kernel.pipeline, group, parameters: written, moving: places, workgroups });
+      for (const name in tensors) this.#notes.storages.add(tensors[name].storage);
+    }
+    this.#recorder.dispatch(kernel.pipeline, group, write, workgroups);
+  }
+
+  /**
+   * Notes what `run` dispatches, while it is dispatched. Buffers that are taken meanwhile are kept for `repeat`, until `forget`.
+   */
+  note<T>(run: () => T): { result: T; noted: Noted } {
+    if (this.#notes) throw new Error("webgpu: work that is being noted can't note work of its own");
+    const notes = { calls: [], storages: new Set<Storage>(), whole: true };
+    this.#notes = notes;
+    try {
+      const { result, held } = this.#pool.hold(run);
+      for (const storage of notes.storages) {
+        if (held.all.has((storage as WebGpuStorage).buffer)) notes.storages.delete(storage);
+      }
+      return { result, noted: { ...notes, held } };
+    } finally {
+      this.#notes = undefined;
+    }
+  }
+
+  /** Dispatches it all once more: with `moving` parameters, by name, as they are now, and all else as it was. */
+  repeat({ calls }: Noted, moving: Record<string, number>): void {
+    this.#throwIfLost();
+    for (const { pipeline, group, parameters, moving: places, workgroups } of calls) {
+      for (const { name, at } of places) parameters.setUint32(at, moving[name], true);
+      this.#recorder.dispatchAgain(pipeline, group, parameters, workgroups);
+    }
+  }
+
+  forget({ held }: Noted): void {
+    if (this.#lost === undefined) this.#pool.release(held);
+  }
+
+  #notWhole(): void {
+    if (this.#notes) this.#notes.whole = false;
   }
 
   #group(label: string, kernel: Kernel, bound: readonly Bound[]): GPUBindGroup {

@@ -7,6 +7,18 @@ export function poolSize(bytes: number): number {
   return Math.ceil(bytes / step) * step;
 }
 
+/** Buffers that recorded work goes on using after the tensors that took them are gone. */
+export class HeldBuffers {
+  readonly all = new Set<GPUBuffer>();
+  /** Those of no tensor: they serve again while work is recorded, as it ran. */
+  readonly idle: GPUBuffer[] = [];
+
+  take(size: number): GPUBuffer | undefined {
+    const at = this.idle.findIndex((buffer) => buffer.size === size);
+    return at < 0 ? undefined : this.idle.splice(at, 1)[0];
+  }
+}
+
 /**
  * Storage buffers, reused by size: WebGPU frees memory far too late by itself. A buffer may be handed out again while
  * work on its old contents is still queued, because what comes later in the queue runs later.
@@ -19,6 +31,8 @@ export class BufferPool {
   readonly #free = new Map<number, GPUBuffer[]>();
   /** All that exist, free or in use, numbered. */
   readonly #owned = new Map<GPUBuffer, number>();
+  readonly #held = new Map<GPUBuffer, HeldBuffers>();
+  #holding: HeldBuffers | undefined;
   #made = 0;
   #used = 0;
   #reserved = 0;
@@ -45,19 +59,49 @@ export class BufferPool {
   }
 
   take(size: number): GPUBuffer {
-    let buffer = this.#free.get(size)?.pop();
+    let buffer = this.#holding?.take(size) ?? this.#free.get(size)?.pop();
     if (!buffer) {
       buffer = this.create(size, USAGE_STORAGE);
       this.#reserved += size;
       this.#owned.set(buffer, this.#made++);
+    }
+    if (this.#holding) {
+      this.#holding.all.add(buffer);
+      this.#held.set(buffer, this.#holding);
     }
     this.#used += size;
     this.peak = Math.max(this.peak, this.#used);
     return buffer;
   }
 
+  /** Buffers taken while `run` runs stay out of the pool, whoever gives them back, until they are released. */
+  hold<T>(run: () => T): { result: T; held: HeldBuffers } {
+    const held = new HeldBuffers();
+    this.#holding = held;
+    try {
+      return { result: run(), held };
+    } catch (error) {
+      this.release(held);
+      throw error;
+    } finally {
+      this.#holding = undefined;
+    }
+  }
+
+  release({ all, idle }: HeldBuffers): void {
+    for (const buffer of all) this.#held.delete(buffer);
+    all.clear();
+    for (const buffer of idle.splice(0)) this.#keep(buffer);
+  }
+
   give(buffer: GPUBuffer): void {
     this.#used -= buffer.size;
+    const held = this.#held.get(buffer);
+    if (held) held.idle.push(buffer);
+    else this.#keep(buffer);
+  }
+
+  #keep(buffer: GPUBuffer): void {
     const number = this.#owned.get(buffer);
     if (number === undefined) return;
     const same = this.#free.get(buffer.size);

@@ -1,6 +1,7 @@
 import type { Profile } from "./profile.js";
 
-const SLOT = 256; // minUniformBufferOffsetAlignment's default, which every device takes
+/** Bytes for the parameters of a dispatch: minUniformBufferOffsetAlignment's default, which every device takes. */
+export const SLOT = 256;
 const SLOTS = 256;
 const USAGE_UNIFORM = 0x40 | 0x08; // UNIFORM | COPY_DST
 
@@ -23,6 +24,7 @@ export class Recorder {
   readonly #queue: GPUQueue;
   readonly #uniforms: GPUBuffer;
   readonly #staging = new ArrayBuffer(SLOT * SLOTS);
+  readonly #bytes = new Uint8Array(this.#staging);
   readonly parametersLayout: GPUBindGroupLayout;
   readonly #parameters: GPUBindGroup;
   #encoder: GPUCommandEncoder | undefined;
@@ -56,6 +58,31 @@ export class Recorder {
     writeParameters: (view: DataView) => void,
     workgroups: readonly number[],
   ): void {
+    this.#dispatch(
+      pipeline,
+      tensors,
+      (offset) => writeParameters(new DataView(this.#staging, offset, SLOT)),
+      workgroups,
+    );
+  }
+
+  /** With parameters that were written before. */
+  dispatchAgain(
+    pipeline: GPUComputePipeline,
+    tensors: GPUBindGroup,
+    { buffer }: DataView,
+    workgroups: readonly number[],
+  ): void {
+    const write = (offset: number) => this.#bytes.set(new Uint8Array(buffer), offset);
+    this.#dispatch(pipeline, tensors, write, workgroups);
+  }
+
+  #dispatch(
+    pipeline: GPUComputePipeline,
+    tensors: GPUBindGroup,
+    writeParameters: (offset: number) => void,
+    workgroups: readonly number[],
+  ): void {
     if (this.#dispatches >= (this.#early < EARLY ? FEW : MANY)) {
       const early = this.#early + 1;
       this.submit();
@@ -66,7 +93,7 @@ export class Recorder {
     if (timestampWrites) this.#endPass();
     this.#pass ??= this.#encoder.beginComputePass(timestampWrites && { timestampWrites });
     const offset = SLOT * this.#dispatches++;
-    writeParameters(new DataView(this.#staging, offset, SLOT));
+    writeParameters(offset);
     this.#pass.setPipeline(pipeline);
     this.#pass.setBindGroup(0, tensors);
     this.#pass.setBindGroup(1, this.#parameters, [offset]);

@@ -134,6 +134,7 @@ export function append(plan: StepPlan, carry: Carry, inputs: StepInputs): { gate
       ...{ kB, kT, kH, vB, vT, vH },
     },
     workgroups: [heads, batch],
+    moving: ["tail"],
   });
   return { gates, q: queries };
 }

@@ -301,6 +301,7 @@ function step(plan: StepPlan, carry: Carry, inputs: StepInputs): Tensor {
       qH,
     },
     workgroups: device.spread(rows),
+    moving: ["tail"],
   });
   return out;
 }

@@ -1,0 +1,66 @@
+import { WebGpuDevice } from "../devices/webgpu/device.js";
+import { Recording } from "../devices/webgpu/recording.js";
+import type { RotaryEmbedding } from "../nn/index.js";
+import { PowerState } from "../state.js";
+import { isRecording } from "../tensor/tape.js";
+import type { Tensor } from "../tensor/tensor.js";
+import type { GPTCache } from "./gpt.js";
+
+interface Recorded {
+  states: readonly PowerState[];
+  folded: boolean;
+  /** Undefined where something else than dispatches was done. */
+  recording: Recording | undefined;
+  /** How often in a row that was so. */
+  failures: number;
+}
+
+/** The first token also writes the tables that kernels read; what goes on doing more is left alone. */
+const MOST_FAILURES = 3;
+
+/**
+ * What a model does for one token more is the same each time where the caches are power attention's: the state has its size, and
+ * the tail's length is one number. On a GPU it is recorded with the first such token, and run again for those that follow.
+ */
+export class RecordedTokens {
+  readonly #made = new WeakMap<GPTCache, Recorded>();
+
+  /** The result of `run` for ids [B, 1], or undefined where it can't be recorded and nothing was done. */
+  next(
+    ids: Tensor,
+    caches: GPTCache,
+    rotary: RotaryEmbedding | undefined,
+    run: (ids: Tensor) => Tensor,
+  ): Tensor | undefined {
+    const { device } = ids;
+    // In check mode every operation looks at its results.
+    if (!(device instanceof WebGpuDevice) || device.check || isRecording() || ids.shape[1] !== 1) return undefined;
+    const states = caches.filter((cache) => cache instanceof PowerState);
+    const [{ tail = 0, foldLength = 0, tokens: position = 0 } = {}] = states;
+    const alike = states.every((state) => state.tail === tail && state.foldLength === foldLength);
+    if (states.length < caches.length || !alike || foldLength < 2) return undefined;
+
+    let made = this.#made.get(caches);
+    if (made && made.failures === MOST_FAILURES) return undefined;
+    for (const state of states) state.makeRoom(1);
+    const { folded } = states[0];
+    const inputs = rotary ? [ids, rotary.angles(position, 1).both] : [ids];
+    const same = made?.folded === folded && made.states.every((state, n) => state === states[n]);
+    if (made?.recording && same && made.recording.usable) {
+      const output = made.recording.again(inputs, { tail: states[0].tail });
+      for (const state of states) state.advance(1);
+      return output;
+    }
+    if (made?.recording) {
+      made.states[0].leave(made.recording);
+      made.recording.dispose();
+    }
+    const { output, recording } = Recording.of(inputs, (ids, angles) =>
+      rotary ? rotary.using(angles, position, () => run(ids)) : run(ids),
+    );
+    made = { states, folded, recording, failures: recording ? 0 : (made?.failures ?? 0) + 1 };
+    if (recording) states[0].accompany(recording);
+    this.#made.set(caches, made);
+    return output;
+  }
+}
