@@ -12,8 +12,8 @@ const ENOUGH = 1024;
 /** Invocations that share an output whose terms lie across: with fewer terms each has its own. */
 const SLICES = 8;
 
-/** `largest` is the maximum of magnitudes, `squares` the sum of squares. */
-type Kind = "sum" | "max" | "largest" | "squares";
+/** `largest` is the maximum of magnitudes. */
+type Kind = "sum" | "max" | "largest";
 
 interface Job {
   kind: Kind;
@@ -53,7 +53,6 @@ function dispatch({ kind, x, kept, gone, parts, factor, out }: Job): void {
     constants: {
       MAX: kind === "max" || kind === "largest",
       MAGNITUDES: kind === "largest",
-      SQUARES: kind === "squares",
       ROWS: rows,
       SLICES: slices,
     },
@@ -73,7 +72,6 @@ var<workgroup> partial: array<f32, 256>;
 fn is_nan(x: f32) -> bool { return (bitcast<u32>(x) & 0x7fffffffu) > 0x7f800000u; }
 fn value_at(i: u32) -> f32 {
   let value = load_x(i);
-  if (SQUARES) { return value * value; }
   return select(value, abs(value), MAGNITUDES);
 }
 fn join(a: f32, b: f32) -> f32 {
@@ -147,23 +145,6 @@ export function reduce(
 /** The largest magnitude over `axes` (default all), which keep extent 1; f32. */
 export function largest(x: Tensor, axes: readonly number[] = [...x.shape.keys()]): Tensor {
   return reduceInto("largest", x, axes, 1, "f32");
-}
-
-/** The sum of squares of all elements of all tensors (contiguous), f32, []. */
-export function squares(tensors: readonly Tensor[]): Tensor {
-  const parts = tensors.map((x) => Math.max(1, Math.min(ENOUGH, Math.ceil(x.size / (256 * SERIAL)))));
-  const all = empty([parts.reduce((a, b) => a + b, 0)], tensors[0].device, "f32");
-  let at = 0;
-  for (const [k, x] of tensors.entries()) {
-    const [flat, out] = [x.reshape([x.size]), all.slice(0, at, at + parts[k])];
-    dispatch({ kind: "squares", x: flat, kept: [], gone: [0], parts: parts[k], factor: 1, out });
-    at += parts[k];
-    for (const view of [flat, out]) view.dispose();
-  }
-  const sum = reduceInto("sum", all, [0], 1, "f32");
-  const result = sum.reshape([]);
-  for (const used of [all, sum]) used.dispose();
-  return result;
 }
 
 function reduceInto(kind: Kind, x: Tensor, axes: readonly number[], factor: number, dtype: DType): Tensor {
