@@ -34,7 +34,8 @@ export class RecordedTokens {
   ): Tensor | undefined {
     const { device } = ids;
     // In check mode every operation looks at its results.
-    if (!(device instanceof WebGpuDevice) || device.check || isRecording() || ids.shape[1] !== 1) return undefined;
+    if (!(device instanceof WebGpuDevice) || device.check || isRecording()) return undefined;
+    if (ids.shape[1] !== 1 || !ids.isContiguous) return undefined;
     const states = caches.filter((cache) => cache instanceof PowerState);
     const [{ tail = 0, foldLength = 0, tokens: position = 0 } = {}] = states;
     const alike = states.every((state) => state.tail === tail && state.foldLength === foldLength);
@@ -46,7 +47,7 @@ export class RecordedTokens {
     const { folded } = states[0];
     const inputs = rotary ? [ids, rotary.angles(position, 1).both] : [ids];
     const same = made?.folded === folded && made.states.every((state, n) => state === states[n]);
-    if (made?.recording && same && made.recording.usable) {
+    if (made?.recording && same && made.recording.takes(inputs)) {
       const output = made.recording.again(inputs, { tail: states[0].tail });
       for (const state of states) state.advance(1);
       return output;

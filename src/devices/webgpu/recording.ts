@@ -1,3 +1,4 @@
+import { sameShape } from "../../tensor/shape.js";
 import { empty, type Tensor } from "../../tensor/tensor.js";
 import { type Noted, type WebGpuDevice, webgpuDevice } from "./device.js";
 
@@ -30,10 +31,17 @@ export class Recording {
     const device = webgpuDevice(inputs[0]);
     // Outside of what is noted: copies are made anew each time.
     const own = inputs.map((input) => copyOf(input).keep());
-    const { result: output, noted } = device.note(() => run(...own).keep());
+    let done: ReturnType<typeof device.note<Tensor>>;
+    try {
+      done = device.note(() => run(...own).keep());
+    } catch (error) {
+      for (const tensor of own) tensor.dispose();
+      throw error;
+    }
+    const { result: output, noted } = done;
     const recording = new Recording(device, noted, own, output);
     if (!noted.whole) {
-      const result = output.alias();
+      const result = output.detach();
       recording.dispose();
       return { output: result, recording: undefined };
     }
@@ -41,13 +49,16 @@ export class Recording {
     return { output: copyOf(output), recording };
   }
 
-  /** False once something that it reads or writes is gone. */
-  get usable(): boolean {
+  /** Whether it can be run on these: they are like those that it was made with, and nothing that it reads or writes is gone. */
+  takes(inputs: readonly Tensor[]): boolean {
+    const alike = (a: Tensor, b: Tensor) =>
+      a.device === b.device && a.dtype === b.dtype && sameShape(a.shape, b.shape) && a.isContiguous;
+    if (inputs.length !== this.inputs.length || !inputs.every((x, n) => alike(x, this.inputs[n]))) return false;
     for (const storage of this.noted.storages) if (storage.isFree) return false;
     return true;
   }
 
-  /** Runs it on what `inputs` hold, of the shapes that they had. `moving`: what such parameters of its dispatches are now. */
+  /** Runs it on what `inputs` hold. `moving`: what such parameters of its dispatches are now. */
   again(inputs: readonly Tensor[], moving: Record<string, number>): Tensor {
     for (const [n, input] of inputs.entries()) this.device.copy(input, this.inputs[n]);
     this.device.repeat(this.noted, moving);
