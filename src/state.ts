@@ -46,6 +46,20 @@ export interface StepOptions extends Pick<PowerOptions, "logG" | "scale" | "norm
 
 const STEP = "PowerState.step";
 
+/** For models that repeat the dispatches of a step of one token without `step`: what it does besides them. */
+interface RepeatedStep {
+  tail(state: PowerState): number;
+  /** Whether there is more than a tail. */
+  folded(state: PowerState): boolean;
+  /** Folds the tail where it is full, before the step. */
+  makeRoom(state: PowerState): void;
+  /** Counts the token, after it. */
+  advance(state: PowerState): void;
+  /** What is disposed with the state. */
+  companions(state: PowerState): Set<{ dispose(): void }>;
+}
+export let repeatedStep: RepeatedStep;
+
 /**
  * What a batch of sequences carries while it is decoded: the state s [B, H, D, e] and z [B, H, D], and a tail of up to
  * foldLength tokens that are not folded into it yet. Its memory is constant after the first fold however long the
@@ -63,6 +77,22 @@ export class PowerState {
   #tail = 0;
   #tokens = 0;
   readonly #companions = new Set<{ dispose(): void }>();
+
+  static {
+    repeatedStep = {
+      tail: (state) => state.#tail,
+      folded: (state) => state.#open("step").s !== undefined,
+      makeRoom(state) {
+        const carry = state.#open("step");
+        if (state.#tail === state.foldLength) noGrad(() => scope(() => state.#fold(carry)));
+      },
+      advance(state) {
+        state.#tail++;
+        state.#tokens++;
+      },
+      companions: (state) => state.#companions,
+    };
+  }
 
   private constructor(dims: StateDims, device: Device) {
     this.device = device;
@@ -101,28 +131,6 @@ export class PowerState {
   /** Tokens taken so far. */
   get tokens(): number {
     return this.#tokens;
-  }
-
-  /** Tokens in the tail, which are not folded yet. */
-  get tail(): number {
-    return this.#tail;
-  }
-
-  /** Whether anything was folded: until then there is only a tail. */
-  get folded(): boolean {
-    return this.#open("folded").s !== undefined;
-  }
-
-  /** Folds the tail where `tokens` more do not fit behind it: for steps that are recorded, which cannot. */
-  makeRoom(tokens: number): void {
-    const carry = this.#open("makeRoom");
-    if (this.#tail + tokens > this.foldLength) noGrad(() => scope(() => this.#fold(carry)));
-  }
-
-  /** Counts tokens that a recorded step put behind the tail. */
-  advance(tokens: number): void {
-    this.#tail += tokens;
-    this.#tokens += tokens;
   }
 
   /** Bytes of device memory; constant from the first fold on. */
@@ -278,15 +286,6 @@ export class PowerState {
     for (const thing of [...Object.values(this.#carry ?? {}), ...this.#companions]) thing.dispose();
     this.#carry = undefined;
     this.#companions.clear();
-  }
-
-  /** Disposes `thing`, which is of use with this state only, when this is disposed. */
-  accompany(thing: { dispose(): void }): void {
-    this.#companions.add(thing);
-  }
-
-  leave(thing: { dispose(): void }): void {
-    this.#companions.delete(thing);
   }
 
   [Symbol.dispose](): void {

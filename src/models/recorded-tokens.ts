@@ -1,7 +1,7 @@
 import { WebGpuDevice } from "../devices/webgpu/device.js";
 import { Recording } from "../devices/webgpu/recording.js";
 import type { RotaryEmbedding } from "../nn/index.js";
-import { PowerState } from "../state.js";
+import { PowerState, repeatedStep } from "../state.js";
 import { isRecording } from "../tensor/tape.js";
 import type { Tensor } from "../tensor/tensor.js";
 import type { GPTCache } from "./gpt.js";
@@ -37,30 +37,32 @@ export class RecordedTokens {
     if (!(device instanceof WebGpuDevice) || device.check || isRecording()) return undefined;
     if (ids.shape[1] !== 1 || !ids.isContiguous) return undefined;
     const states = caches.filter((cache) => cache instanceof PowerState);
-    const [{ tail = 0, foldLength = 0, tokens: position = 0 } = {}] = states;
-    const alike = states.every((state) => state.tail === tail && state.foldLength === foldLength);
-    if (states.length < caches.length || !alike || foldLength < 2) return undefined;
+    const { tail, folded, makeRoom, advance, companions } = repeatedStep;
+    const [first] = states;
+    if (states.length < caches.length || !first || first.foldLength < 2) return undefined;
+    if (!states.every((state) => tail(state) === tail(first) && state.foldLength === first.foldLength))
+      return undefined;
 
     let made = this.#made.get(caches);
     if (made && made.failures === MOST_FAILURES) return undefined;
-    for (const state of states) state.makeRoom(1);
-    const { folded } = states[0];
+    for (const state of states) makeRoom(state);
+    const position = first.tokens;
     const inputs = rotary ? [ids, rotary.angles(position, 1).both] : [ids];
-    const same = made?.folded === folded && made.states.every((state, n) => state === states[n]);
+    const same = made?.folded === folded(first) && made.states.every((state, n) => state === states[n]);
     if (made?.recording && same && made.recording.takes(inputs)) {
-      const output = made.recording.again(inputs, { tail: states[0].tail });
-      for (const state of states) state.advance(1);
+      const output = made.recording.again(inputs, { tail: tail(first) });
+      for (const state of states) advance(state);
       return output;
     }
     if (made?.recording) {
-      made.states[0].leave(made.recording);
+      companions(made.states[0]).delete(made.recording);
       made.recording.dispose();
     }
     const { output, recording } = Recording.of(inputs, (ids, angles) =>
       rotary ? rotary.using(angles, position, () => run(ids)) : run(ids),
     );
-    made = { states, folded, recording, failures: recording ? 0 : (made?.failures ?? 0) + 1 };
-    if (recording) states[0].accompany(recording);
+    if (recording) companions(first).add(recording);
+    made = { states, folded: folded(first), recording, failures: recording ? 0 : (made?.failures ?? 0) + 1 };
     this.#made.set(caches, made);
     return output;
   }
