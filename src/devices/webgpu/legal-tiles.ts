@@ -204,7 +204,7 @@ const KERNELS: Record<string, Rules> = {
     bytes: ({ rows, columns, steps, down, across }, { M }) => {
       // Lines of either tile run along whichever axis is contiguous: the longer way to lay them out counts.
       const side = (long: number) => Math.max(long * line(steps / 8), steps * line(long / 8));
-      const strips = 4 * down * across * M * stripColumns({ columns, across });
+      const strips = down * across * M * line(stripColumns({ columns, across }) / 4);
       return Math.max(side(rows) + side(columns), strips);
     },
     rules: (tile, { M, K, narrow, subgroupSize }) => {

@@ -129,7 +129,9 @@ function text(units: Matrices, tile: MatmulTile, { aAlong, bAlong, scaled, out }
   const matricesAcross = columnMatrices(ownColumns, units);
   const a = operand("a", aAlong, rows, tile, lanes, scaled, 0);
   const b = operand("b", bAlong, columns, tile, lanes, scaled, a.size);
-  const stripQuads = (M * strip) / 4;
+  // Odd, so that the rows of a matrix begin in different banks.
+  const stripLine = rowStride(strip / 4);
+  const stripQuads = M * stripLine;
   const left = (i: number) =>
     aAlong
       ? `subgroupMatrixLoad<Left, row_major>(&tiles, (ownRow + ${i * M}u) * ${a.stride}u + step / 8u, ${a.stride}u)`
@@ -211,7 +213,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane:
   ${matricesAcross
     .map(({ octet }, j) =>
       Math.floor((octet * 8) / strip) === piece
-        ? `subgroupMatrixStore<row_major>(&tiles, strip0 + ${(octet * 8 - piece * strip) / 4}u, sum_${i}_${j}, ${strip / 4}u);`
+        ? `subgroupMatrixStore<row_major>(&tiles, strip0 + ${(octet * 8 - piece * strip) / 4}u, sum_${i}_${j}, ${stripLine}u);`
         : "",
     )
     .join("\n")}
@@ -219,7 +221,7 @@ fn main(@builtin(workgroup_id) id: vec3u, @builtin(local_invocation_index) lane:
   for (var n = lane % SUBGROUP; n < ${(M * strip) / 8}u; n += SUBGROUP) {
     let row = a0 + ownRow + ${i * M}u + n / ${strip / 8}u;
     let column = b0 + ownColumn + ${piece * strip}u + 8u * (n % ${strip / 8}u);
-    if (row < P.rows && column < P.columns) { store_strip(((id.z * P.rows + row) * P.columns + column) / 8u, strip0 + 2u * n, aFactor, bFactor); }
+    if (row < P.rows && column < P.columns) { store_strip(((id.z * P.rows + row) * P.columns + column) / 8u, strip0 + n / ${strip / 8}u * ${stripLine}u + 2u * (n % ${strip / 8}u), aFactor, bFactor); }
   }`,
       )
       .join("\n"),
