@@ -99,7 +99,7 @@ export interface Dispatch {
   tensors: Record<string, Pick<Tensor, "storage" | "dtype" | "shape" | "strides" | "offset">>;
   parameters: Record<string, number>;
   workgroups: readonly number[];
-  /** Parameters that are others when the work is repeated, see `Noted`. */
+  /** Parameters, u32, that are others when the work is repeated, see `Noted`. */
   moving?: readonly string[];
 }
 
