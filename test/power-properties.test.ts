@@ -41,7 +41,7 @@ describeOn(DEVICES, "any shape on %s", async (kind) => {
       }),
       { numRuns: 60 },
     );
-  }, 300_000); // each shape compiles kernels of its own where a processor plays a GPU
+  }, 900_000); // each shape compiles kernels of its own where a processor plays a GPU
 });
 
 describeOn(DEVICES, "any walk on %s", async (kind) => {
