@@ -559,7 +559,9 @@ export class WebGpuDevice extends Device {
     this.#throwIfLost();
     for (const { pipeline, group, parameters, moving: places, workgroups } of calls) {
       for (const { name, at } of places) parameters.setUint32(at, moving[name], true);
-      this.#recorder.dispatchAgain(pipeline, group, parameters, workgroups);
+      const bytes = new Uint8Array(parameters.buffer);
+      const write = ({ buffer, byteOffset }: DataView) => new Uint8Array(buffer, byteOffset, SLOT).set(bytes);
+      this.#recorder.dispatch(pipeline, group, write, workgroups);
     }
   }
 

@@ -24,7 +24,6 @@ export class Recorder {
   readonly #queue: GPUQueue;
   readonly #uniforms: GPUBuffer;
   readonly #staging = new ArrayBuffer(SLOT * SLOTS);
-  readonly #bytes = new Uint8Array(this.#staging);
   readonly parametersLayout: GPUBindGroupLayout;
   readonly #parameters: GPUBindGroup;
   #encoder: GPUCommandEncoder | undefined;
@@ -58,31 +57,6 @@ export class Recorder {
     writeParameters: (view: DataView) => void,
     workgroups: readonly number[],
   ): void {
-    this.#dispatch(
-      pipeline,
-      tensors,
-      (offset) => writeParameters(new DataView(this.#staging, offset, SLOT)),
-      workgroups,
-    );
-  }
-
-  /** With parameters that were written before. */
-  dispatchAgain(
-    pipeline: GPUComputePipeline,
-    tensors: GPUBindGroup,
-    { buffer }: DataView,
-    workgroups: readonly number[],
-  ): void {
-    const write = (offset: number) => this.#bytes.set(new Uint8Array(buffer), offset);
-    this.#dispatch(pipeline, tensors, write, workgroups);
-  }
-
-  #dispatch(
-    pipeline: GPUComputePipeline,
-    tensors: GPUBindGroup,
-    writeParameters: (offset: number) => void,
-    workgroups: readonly number[],
-  ): void {
     if (this.#dispatches >= (this.#early < EARLY ? FEW : MANY)) {
       const early = this.#early + 1;
       this.submit();
@@ -93,7 +67,7 @@ export class Recorder {
     if (timestampWrites) this.#endPass();
     this.#pass ??= this.#encoder.beginComputePass(timestampWrites && { timestampWrites });
     const offset = SLOT * this.#dispatches++;
-    writeParameters(offset);
+    writeParameters(new DataView(this.#staging, offset, SLOT));
     this.#pass.setPipeline(pipeline);
     this.#pass.setBindGroup(0, tensors);
     this.#pass.setBindGroup(1, this.#parameters, [offset]);

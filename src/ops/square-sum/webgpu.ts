@@ -16,7 +16,7 @@ const ENOUGH = 1024;
 /** Workgroups take tensors one after the other, from `begin` on each; a workgroup leaves one sum. */
 const kernel = (dtypes: readonly DType[]): KernelSource => ({
   name: "square-sums",
-  constants: { COUNT: dtypes.length },
+  constants: {},
   tensors: {
     ...Object.fromEntries(dtypes.map((dtype, n) => [`x${n}`, { dtype, access: "read" } as const])),
     out: { dtype: "f32", access: "write" },
